@@ -1,0 +1,94 @@
+"""What one row and one batch hold: field names, shapes, dtypes.
+
+Knows nothing about how rows are stored, drawn or made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OBS = "obs"  # the column's name where observations are not a Dict
+
+
+@dataclass(frozen=True)
+class Column:
+    """One named part of an observation, as a single frame.
+
+    Args:
+        name: key of the Dict space; `OBS` where there is no Dict.
+        shape: of one frame, without stack or batch.
+        dtype: as the environment hands it out.
+        num_values: size of a Discrete space (values 0 to n-1 after subtracting ``start``); None for Box.
+        start: smallest value of a Discrete space.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    num_values: int | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a network and a replay must know of an environment.
+
+    Args:
+        columns: the observation's parts; one named `OBS` unless ``is_dict``.
+        is_dict: whether the environment hands out Dict observations.
+        num_actions: discrete actions, counted from 0 inside perdqn.
+        action_start: the environment's smallest action.
+        frame_stack: frames joined along a new leading axis; 1 adds no axis.
+        stack_padding: ``zero`` or ``repeat``, before an episode's first frame.
+    """
+
+    columns: tuple[Column, ...]
+    is_dict: bool
+    num_actions: int
+    action_start: int = 0
+    frame_stack: int = 1
+    stack_padding: str = "zero"
+
+    def obs_shape(self, column: Column) -> tuple[int, ...]:
+        """Shape of the column as a network sees it, without the batch."""
+        return column.shape if self.frame_stack == 1 else (self.frame_stack, *column.shape)
+
+
+@dataclass(frozen=True)
+class TransitionBatch:
+    """``batch`` n-step transitions drawn from the replay.
+
+    Args:
+        obs: per column [batch, (stack,) *shape], the environment's dtype.
+        action: int64 [batch], counted from 0.
+        reward: float32 [batch], sum of gamma^i * r_i over the steps taken.
+        discount: float32 [batch], gamma^k over the k steps taken; 0 after a termination.
+        next_obs: like obs, k steps later; an episode's final observation where it ended.
+        is_weight: float32 [batch], importance weight.
+        id: int64 [batch], names the row for as long as it is alive.
+    """
+
+    obs: dict[str, Tensor]
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: dict[str, Tensor]
+    is_weight: Tensor
+    id: Tensor
+
+    def to(self, device: torch.device) -> TransitionBatch:
+        """A copy on ``device``; the batch itself where it already lies there. Ids stay on the CPU."""
+        if self.action.device == device:
+            return self
+
+        def move(value: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+            if isinstance(value, dict):
+                return {name: column.to(device) for name, column in value.items()}
+            return value.to(device)
+
+        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "id"}
+        return replace(self, **moved)
