@@ -1,0 +1,259 @@
+"""Plays chosen episodes greedily and says what their returns show.
+
+Knows nothing about training: it has environments, seeds and random numbers of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from perdqn.acting.environment import episode_seed
+from perdqn.acting.vector import Environments
+from perdqn.config import EnvConfig
+from perdqn.transition import EnvSpec
+
+NUM_RESAMPLES = 2_000
+CONFIDENCE = 0.95
+Floats = NDArray[np.float64]
+Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+def interquartile_mean(values: Floats) -> float:
+    """Mean of the middle half: floor(n / 4) values are left out at either end.
+
+    The trimmed mean rliable reports (scipy's ``trim_mean(values, 0.25)``). Source: arXiv:2108.13264.
+    """
+    num_cut = len(values) // 4
+    return float(np.sort(values)[num_cut : len(values) - num_cut].mean())
+
+
+def bootstrap_interval(values: Floats, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, at `CONFIDENCE`, over `NUM_RESAMPLES` resamples.
+
+    The same values give the same interval: the generator is its own and newly seeded.
+    """
+    chosen = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(values[chosen].mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def episode_statistics(returns: Floats, lengths: NDArray[np.int64]) -> dict[str, float]:
+    """Summary of finished episodes; every statistic of no episode is NaN.
+
+    Returns:
+        ``mean`` and ``iqm`` of the returns, ``low`` and ``high`` of the mean's 95 % interval,
+        ``length_mean`` in env steps, ``num_episodes``.
+    """
+    if len(returns) == 0:
+        return dict.fromkeys(("mean", "iqm", "low", "high", "length_mean"), float("nan")) | {"num_episodes": 0}
+    low, high = bootstrap_interval(returns)
+    return {
+        "mean": float(returns.mean()),
+        "iqm": interquartile_mean(returns),
+        "low": low,
+        "high": high,
+        "length_mean": float(lengths.mean()),
+        "num_episodes": len(returns),
+    }
+
+
+class EpisodeStatistics(Metric):
+    """Returns and lengths of every episode finished since the last reset.
+
+    Kept as float64 and int64 on the CPU, since some accelerators have no float64.
+    """
+
+    full_state_update = False
+    returns: list[Tensor]
+    lengths: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("returns", default=[], dist_reduce_fx="cat")
+        self.add_state("lengths", default=[], dist_reduce_fx="cat")
+
+    @property
+    def update_called(self) -> bool:
+        """Always: no episode has statistics too, so torchmetrics has nothing to warn of."""
+        return True
+
+    def update(self, returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
+        """Add finished episodes.
+
+        Raises:
+            ValueError: there are not as many lengths as returns.
+        """
+        if len(returns) != len(lengths):
+            raise ValueError(f"an episode has one return and one length, got {len(returns)} and {len(lengths)}")
+        self.returns.append(torch.as_tensor(np.asarray(returns, dtype=np.float64)))
+        self.lengths.append(torch.as_tensor(np.asarray(lengths, dtype=np.int64)))
+
+    def compute(self) -> dict[str, float]:
+        """See `episode_statistics`."""
+        return episode_statistics(_joined(self.returns, np.float64), _joined(self.lengths, np.int64))
+
+
+def _joined(parts: list[Tensor] | Tensor, dtype: type) -> np.ndarray:
+    if isinstance(parts, Tensor):  # torchmetrics joins the list itself when it syncs
+        return parts.cpu().numpy()
+    return np.concatenate([np.empty(0, dtype), *(part.cpu().numpy() for part in parts)])
+
+
+class RecentEpisodes(Metric):
+    """Mean return and length of the newest ``window`` training episodes.
+
+    Plain lists instead of metric states: an update costs microseconds, and the window fits into a
+    checkpoint that holds nothing but plain types.
+    """
+
+    full_state_update = False
+
+    def __init__(self, window: int = 100) -> None:
+        super().__init__()
+        self.window = window
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self._returns: list[float] = []
+        self._lengths: list[int] = []
+
+    @property
+    def update_called(self) -> bool:
+        """Always: an empty window has statistics too, so torchmetrics has nothing to warn of."""
+        return True
+
+    def update(self, returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
+        """Add finished episodes, oldest first."""
+        self._returns = [*self._returns, *map(float, returns)][-self.window :]
+        self._lengths = [*self._lengths, *map(int, lengths)][-self.window :]
+
+    def compute(self) -> dict[str, float]:
+        """``mean``, ``length_mean`` and ``num_episodes`` of the window; the means of nothing are NaN."""
+        count = len(self._returns)
+        mean, length = (sum(v) / count if count else float("nan") for v in (self._returns, self._lengths))
+        return {"mean": mean, "length_mean": length, "num_episodes": count}
+
+    def window_state(self) -> dict[str, list]:
+        """The window as plain lists, oldest episode first."""
+        return {"returns": list(self._returns), "lengths": list(self._lengths)}
+
+    def load_window_state(self, state: dict[str, list]) -> None:
+        """Go on from a saved window; of a longer one, its newest episodes."""
+        self.reset()
+        if state["returns"]:
+            self.update(state["returns"], state["lengths"])
+
+
+class EpisodeIndex:
+    """The episodes of one evaluation, in chunks that are played side by side.
+
+    A sized iterable, so that Lightning's ``limit_val_batches`` counts chunks.
+    """
+
+    def __init__(self, num_episodes: int, num_envs: int) -> None:
+        self.num_episodes = num_episodes
+        self.num_envs = num_envs
+
+    def __len__(self) -> int:
+        return -(-self.num_episodes // self.num_envs)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, self.num_episodes, self.num_envs):
+            yield list(range(first, min(first + self.num_envs, self.num_episodes)))
+
+
+class EpisodeEnvironments:
+    """Environments whose slots each play the episode they are told to.
+
+    Episode ``i`` of a phase has one seed, whatever slot plays it and whatever was played before.
+
+    Args:
+        phase: ``validate`` or ``test``; their seeds never meet each other's nor training's.
+    """
+
+    def __init__(self, config: EnvConfig, spec: EnvSpec, num_envs: int, run_seed: int, phase: str) -> None:
+        self.num_envs = num_envs
+        self.num_actions = spec.num_actions
+        episode_of = [0] * num_envs
+        self._episode_of = episode_of
+
+        def seed_of(env: int, _: int) -> int:
+            return episode_seed(run_seed, phase, 0, episode_of[env])
+
+        self._environments = Environments(config, spec, num_envs, seed_of)
+        self.step = self._environments.step
+        self.close = self._environments.close
+
+    @property
+    def obs(self) -> dict[str, np.ndarray]:
+        """Current observations, per column [num_envs, ...]."""
+        return self._environments.obs
+
+    def begin(self, episodes: Sequence[int]) -> None:
+        """Start ``episodes[i]`` in slot ``i``; slots left over repeat the last one and are not read.
+
+        Raises:
+            ValueError: there are more episodes than slots, or none.
+        """
+        if not 0 < len(episodes) <= self.num_envs:
+            raise ValueError(f"1 to {self.num_envs} episodes fit side by side, got {len(episodes)}")
+        spare = self.num_envs - len(episodes)
+        self._episode_of[:] = [*episodes, *[episodes[-1]] * spare]
+        self._environments.reset()
+
+
+def play(
+    policy: Policy,
+    environments: EpisodeEnvironments,
+    episodes: Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    rng: np.random.Generator | None = None,
+    max_episode_steps: int | None = None,
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Play the given episodes side by side, each to its end.
+
+    All slots are shown to the policy at every step, finished ones too: a batch of one size keeps a
+    network's rounding, and with it each action, independent of which other episodes still go on.
+
+    Args:
+        policy: observations, per column [num_envs, ...], to actions [num_envs], counted from 0.
+        epsilon: share of uniformly random actions, drawn from ``rng``.
+        rng: needed where ``epsilon`` is above 0; left untouched otherwise.
+        max_episode_steps: episodes are cut after this many steps.
+
+    Returns:
+        returns float64 [episodes] and lengths int64 [episodes], in the order given.
+    """
+    environments.begin(episodes)
+    active = np.arange(environments.num_envs) < len(episodes)
+    returns = np.zeros(environments.num_envs)
+    lengths = np.zeros(environments.num_envs, dtype=np.int64)
+    while active.any():
+        actions = _explore(policy(environments.obs), environments.num_actions, epsilon, rng)
+        step = environments.step(actions, active=active)
+        returns[active] += step.reward[active]
+        lengths += active
+        active &= ~(step.terminated | step.truncated)
+        if max_episode_steps is not None:
+            active &= lengths < max_episode_steps
+    return returns[: len(episodes)], lengths[: len(episodes)]
+
+
+def _explore(
+    actions: np.ndarray, num_actions: int, epsilon: float, rng: np.random.Generator | None
+) -> np.ndarray:
+    if epsilon == 0.0:
+        return actions
+    if rng is None:
+        raise ValueError(f"epsilon={epsilon} needs a generator of its own: pass rng")
+    random = rng.integers(num_actions, size=len(actions))
+    return np.where(rng.random(len(actions)) < epsilon, random, actions)
