@@ -52,7 +52,8 @@ def episode_statistics(returns: Floats, lengths: NDArray[np.int64]) -> dict[str,
         ``length_mean`` in env steps, ``num_episodes``.
     """
     if len(returns) == 0:
-        return dict.fromkeys(("mean", "iqm", "low", "high", "length_mean"), float("nan")) | {"num_episodes": 0}
+        unknown = dict.fromkeys(("mean", "iqm", "low", "high", "length_mean"), float("nan"))
+        return unknown | {"num_episodes": 0}
     low, high = bootstrap_interval(returns)
     return {
         "mean": float(returns.mean()),
@@ -91,7 +92,8 @@ class EpisodeStatistics(Metric):
             ValueError: there are not as many lengths as returns.
         """
         if len(returns) != len(lengths):
-            raise ValueError(f"an episode has one return and one length, got {len(returns)} and {len(lengths)}")
+            counts = f"{len(returns)} and {len(lengths)}"
+            raise ValueError(f"an episode has one return and one length, got {counts}")
         self.returns.append(torch.as_tensor(np.asarray(returns, dtype=np.float64)))
         self.lengths.append(torch.as_tensor(np.asarray(lengths, dtype=np.int64)))
 
