@@ -1,0 +1,1 @@
+"""Prioritized replay: a sum over priorities, rings of rows, and the two together."""

@@ -1,0 +1,494 @@
+"""Proportional prioritized experience replay (arXiv:1511.05952) over rings of rows.
+
+Knows nothing about networks or environments: priorities and rows come in, weighted batches go out.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from perdqn.jit import kernel
+from perdqn.replay.memory import memory_limit, trim_heap
+from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Appended, Array, Columns, Ints, Rows
+from perdqn.replay.sum_tree import MinTree, SumTree
+from perdqn.transition import EnvSpec, TransitionBatch
+
+_FIRST_PRIORITY = 1.0  # of rows that enter before anything was measured; see `_adopt_first_maximum`
+
+
+@kernel
+def _measure(priorities, measured, slots, values, maximum, num_at_maximum):
+    """Store measured priorities; returns the maximum and how many rows hold it (0: it must be sought)."""
+    for i in range(slots.size):
+        slot, value = slots[i], values[i]
+        if measured[slot] and priorities[slot] == maximum:
+            num_at_maximum -= 1
+        priorities[slot], measured[slot] = value, True
+        if value > maximum:
+            maximum, num_at_maximum = value, 1
+        elif value == maximum:
+            num_at_maximum += 1
+    return maximum, num_at_maximum
+
+
+@kernel
+def _forget(priorities, measured, slots, maximum, num_at_maximum):
+    """Rows were overwritten or retired: they no longer count for the maximum."""
+    for slot in slots:
+        if measured[slot] and priorities[slot] == maximum:
+            num_at_maximum -= 1
+        measured[slot] = False
+    return num_at_maximum
+
+
+class PrioritizedReplay:
+    """Rows drawn with probability p_i^alpha / sum p^alpha, with weights that undo the bias.
+
+    p^alpha is computed once, when a priority is written, and kept in a sum tree. New rows enter at
+    the running maximum: the largest priority measured on a row that is still alive.
+
+    Args:
+        spec: what an observation looks like.
+        num_envs: environments that add rows, one ring each.
+        capacity: physical rows over all rings.
+        prioritized: false draws uniformly with weights 1.
+        alpha: priority exponent in [0, 1].
+        priority_eps: added to every priority; above 0, so that no row is lost for ever.
+        priority_clip: upper bound of a priority before the exponent.
+        weight_normalization: ``batch`` or ``buffer``: whose largest weight becomes 1.
+        n_step, gamma, reward_clip: see `Rows`.
+        memory_alert_fraction: share of the memory limit above which `get_memory_usage` alerts.
+        seed: of the sampler's own random numbers.
+
+    Raises:
+        ValueError: a setting is out of range, or the rings are too short.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_envs: int = 1,
+        capacity: int = 100_000,
+        *,
+        prioritized: bool = True,
+        alpha: float = 0.6,
+        priority_eps: float = 1e-6,
+        priority_clip: float | None = None,
+        weight_normalization: str = "batch",
+        n_step: int = 1,
+        gamma: float = 0.99,
+        reward_clip: float | None = None,
+        memory_alert_fraction: float = 0.9,
+        seed: int = 0,
+    ) -> None:
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+        if not priority_eps > 0.0:
+            raise ValueError(f"priority_eps must be above 0, got {priority_eps}")
+        self.spec, self.prioritized = spec, prioritized
+        self.priority_eps = priority_eps
+        self.priority_clip = np.inf if priority_clip is None else priority_clip
+        self.weight_normalization = weight_normalization
+        self.memory_alert_fraction = memory_alert_fraction
+        clip = np.inf if reward_clip is None else reward_clip
+        self.rows = Rows(spec, num_envs, capacity, n_step=n_step, gamma=gamma, reward_clip=clip)
+        self._alpha = alpha if prioritized else 0.0
+        self._tree = SumTree(self.rows.size_limit)
+        self._smallest = MinTree(self.rows.size_limit) if weight_normalization == "buffer" else None
+        self._priorities = np.zeros(self.rows.size_limit)
+        self._measured = np.zeros(self.rows.size_limit, np.bool_)
+        self._num_eligible = 0
+        self._maximum, self._num_at_maximum = 0.0, 0
+        self._scaled_maximum: tuple[float, float] | None = None  # (priority, priority^alpha) last used
+        self._stale = False
+        self._rng = np.random.default_rng(seed)
+        self._envs = np.arange(num_envs)
+        self.samples_drawn = self.transitions_added = self.priorities_updated = 0
+        self._hits = self._misses = 0
+        self._newest_batch: tuple[Ints, Array] | None = None
+
+    def __len__(self) -> int:
+        """Rows a transition can start from."""
+        return self._num_eligible
+
+    @property
+    def capacity(self) -> int:
+        """Physical rows."""
+        return self.rows.size_limit
+
+    # -- adding ----------------------------------------------------------------------------------
+
+    def add(
+        self,
+        obs: Columns,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        final_obs: Columns | None = None,
+    ) -> None:
+        """Add one step of every environment.
+
+        Args:
+            obs: the newest single frames the actions were chosen on, per column [num_envs, *shape].
+            action: integers [num_envs] in [0, num_actions).
+            reward: finite numbers [num_envs].
+            terminated, truncated: bool [num_envs].
+            final_obs: like ``obs``, after the step; needed and read only where an episode ended.
+
+        Raises:
+            ValueError: a shape, dtype or value is not as above; the buffer is unchanged then.
+        """
+        action, reward = np.asarray(action), np.asarray(reward)
+        ended = self._check_step(action, reward, terminated, truncated)
+        self._check_frames("obs", obs, self._envs.size)
+        if ended.any():
+            if final_obs is None:
+                raise ValueError("final_obs is missing though an episode ended")
+            final_obs = {name: final_obs[name][ended] for name in self.rows.frames if name in final_obs}
+            self._check_frames("final_obs", final_obs, int(ended.sum()))
+        flag = TERMINATED * terminated.astype(np.uint8) | TRUNCATED * truncated.astype(np.uint8)
+        self._note(self.rows.append(self._envs, obs, action, reward, flag))
+        if final_obs is not None and ended.any():
+            envs = np.flatnonzero(ended)
+            flags = np.full(envs.size, FINAL, np.uint8)
+            nothing = np.zeros(envs.size, np.float32)
+            self._note(self.rows.append(envs, final_obs, nothing, nothing, flags))
+        self.transitions_added += self._envs.size
+
+    def cut(self, env: int, obs: Columns) -> None:
+        """End the newest episode of ``env`` as truncated, ``obs`` [*shape] being its final observation."""
+        self._note(self.rows.cut(env, {name: np.asarray(frame)[None] for name, frame in obs.items()}))
+
+    def _note(self, appended: Appended) -> None:
+        retired, ready = appended
+        if retired.size:
+            self._num_eligible -= int(np.count_nonzero(self._tree.leaves[np.unique(retired)]))
+            self._num_at_maximum = _forget(
+                self._priorities, self._measured, retired, self._maximum, self._num_at_maximum
+            )
+            self._set_leaves(retired, np.zeros(retired.size))
+        if ready.size:
+            priority, leaf = self._entry_priority()
+            self._priorities[ready] = priority
+            self._set_leaves(ready, np.full(ready.size, leaf))
+            self._num_eligible += ready.size
+
+    def _entry_priority(self) -> tuple[float, float]:
+        """The running maximum and its power alpha, which is computed only when it has changed."""
+        if self._num_at_maximum <= 0:
+            self._seek_maximum()
+        priority = self._maximum if self._num_at_maximum > 0 else _FIRST_PRIORITY
+        if self._scaled_maximum is None or self._scaled_maximum[0] != priority:
+            self._misses += 1
+            self._scaled_maximum = (priority, priority**self._alpha)
+        else:
+            self._hits += 1
+        return self._scaled_maximum
+
+    def _seek_maximum(self) -> None:
+        candidates = self._priorities[self._measured]
+        self._maximum = float(candidates.max(initial=0.0))
+        self._num_at_maximum = int(np.count_nonzero(candidates == self._maximum))
+
+    def _set_leaves(self, slots: Ints, values: Array) -> None:
+        self._tree.set(slots, values)
+        if self._smallest is not None:
+            self._smallest.set(slots, np.where(values > 0.0, values, np.inf))
+
+    # -- drawing ---------------------------------------------------------------------------------
+
+    def sample(self, batch_size: int, beta: float = 1.0) -> TransitionBatch:
+        """Draw a stratified batch: one row from each of ``batch_size`` equal shares of the priority mass.
+
+        Weights are (N * P(i))^-beta over the N rows that can start a transition, divided by the
+        largest of the batch or of the buffer.
+
+        Raises:
+            ValueError: no row can start a transition yet, or beta lies outside [0, 1].
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0.0 <= beta <= 1.0:
+            raise ValueError(f"beta must lie in [0, 1], got {beta}")
+        if self._num_eligible == 0:
+            raise ValueError("the replay holds no complete transition yet; add steps before sampling")
+        self._refresh()
+        slots = self._draw(batch_size)
+        weights = self._weights(slots, beta)
+        ids = self.rows.ids(slots)
+        self.samples_drawn += batch_size
+        self._newest_batch = (ids, weights)
+        window = self.rows.windows(ids)
+        obs, next_obs = self.rows.observations(ids), self.rows.observations(window.next_id)
+        return TransitionBatch(
+            obs={name: torch.from_numpy(column) for name, column in obs.items()},
+            action=torch.from_numpy(window.action),
+            reward=torch.from_numpy(window.reward),
+            discount=torch.from_numpy(window.discount),
+            next_obs={name: torch.from_numpy(column) for name, column in next_obs.items()},
+            is_weight=torch.from_numpy(weights),
+            id=torch.from_numpy(ids),
+        )
+
+    def _draw(self, batch_size: int) -> Ints:
+        strata = np.arange(batch_size) + self._rng.random(batch_size)
+        return self._tree.find(strata * (self._tree.total / batch_size))
+
+    def _weights(self, slots: Ints, beta: float) -> Array:
+        leaves = self._tree.leaves[slots]
+        self._hits += slots.size
+        if self._smallest is not None:
+            smallest = self._smallest.minimum
+        else:
+            smallest = leaves.min()
+        # (N P)^-beta / max (N P)^-beta: N and the total cancel.
+        return ((leaves / smallest) ** -beta).astype(np.float32)
+
+    # -- priorities ------------------------------------------------------------------------------
+
+    def update_priorities(self, ids: Ints | torch.Tensor, priorities: Array | torch.Tensor) -> None:
+        """Store (priority + eps), clipped, of rows drawn earlier.
+
+        Ids that have been overwritten since, or may not start a transition, are ignored.
+
+        Args:
+            ids: int64 [n], from a batch.
+            priorities: finite, non-negative [n]; the absolute TD error for scalar heads.
+
+        Raises:
+            ValueError: a shape, dtype or value is not as above; nothing is changed then.
+        """
+        ids = np.asarray(ids)
+        values = np.asarray(priorities, dtype=np.float64)
+        if ids.dtype != np.int64 or ids.ndim != 1 or values.shape != ids.shape:
+            raise ValueError(
+                f"ids must be int64 [n] and priorities [n], got {ids.dtype} {list(ids.shape)} "
+                f"and {list(values.shape)}"
+            )
+        if not (np.isfinite(values).all() and (values >= 0.0).all()):
+            raise ValueError("priorities must be finite and non-negative")
+        if not self.prioritized:
+            return
+        alive = self.rows.may_start(ids)
+        if not alive.all():
+            ids, values = ids[alive], values[alive]
+        self._refresh()
+        slots = self.rows.slots(ids)
+        values = np.minimum(values + self.priority_eps, self.priority_clip)
+        is_first = not self._measured.any() if self._num_at_maximum <= 0 else False
+        self._maximum, self._num_at_maximum = _measure(
+            self._priorities, self._measured, slots, values, self._maximum, self._num_at_maximum
+        )
+        self._set_leaves(slots, values**self._alpha)
+        self.priorities_updated += slots.size
+        if is_first and slots.size:
+            self._adopt_first_maximum()
+
+    def _adopt_first_maximum(self) -> None:
+        """Rows that entered before anything was measured take the first measured maximum.
+
+        Otherwise their arbitrary priority would dwarf the real ones, and their weights would vanish.
+        """
+        waiting = np.flatnonzero((self._tree.leaves > 0.0) & ~self._measured)
+        priority, leaf = self._entry_priority()
+        self._priorities[waiting] = priority
+        self._set_leaves(waiting, np.full(waiting.size, leaf))
+
+    @property
+    def alpha(self) -> float:
+        """Priority exponent; setting it makes every stored p^alpha cold."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"alpha must lie in [0, 1], got {value}")
+        if self.prioritized and value != self._alpha:
+            self._alpha, self._stale, self._scaled_maximum = value, True, None
+
+    def _refresh(self) -> None:
+        """Compute p^alpha anew where it is cold."""
+        if not self._stale:
+            return
+        held = self._tree.leaves > 0.0
+        self._misses += int(np.count_nonzero(held))
+        self._set_all_leaves(np.where(held, self._priorities**self._alpha, 0.0))
+        self._stale = False
+
+    def _set_all_leaves(self, leaves: Array) -> None:
+        self._tree.set_all(leaves)
+        if self._smallest is not None:
+            self._smallest.set_all(np.where(leaves > 0.0, leaves, np.inf))
+
+    # -- checks ----------------------------------------------------------------------------------
+
+    def _check_step(self, action: Array, reward: Array, terminated: Array, truncated: Array) -> Array:
+        expected = (self._envs.size,)
+        named = {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
+        for name, value in named.items():
+            if np.shape(value) != expected:
+                raise ValueError(f"{name} must have shape {expected}, got {np.shape(value)}")
+        if terminated.dtype != np.bool_ or truncated.dtype != np.bool_:
+            raise ValueError(f"terminated and truncated must be bool, got {terminated.dtype}, {truncated.dtype}")
+        if not np.issubdtype(action.dtype, np.integer):
+            raise ValueError(f"action must be integers, got {action.dtype}")
+        if action.min() < 0 or action.max() >= self.spec.num_actions:
+            raise ValueError(f"action must lie in [0, {self.spec.num_actions}), got {action}")
+        if reward.dtype.kind not in "fiub" or not np.isfinite(reward).all():
+            raise ValueError(f"reward must be finite numbers, got {reward}")
+        return terminated | truncated
+
+    def _check_frames(self, what: str, frames: Columns, num: int) -> None:
+        for column in self.spec.columns:
+            if column.name not in frames:
+                raise ValueError(f"{what} lacks the column {column.name!r}")
+            frame = frames[column.name]
+            if frame.shape != (num, *column.shape) or frame.dtype != column.dtype:
+                raise ValueError(
+                    f"{what} {column.name!r} must be {column.dtype} {[num, *column.shape]}, "
+                    f"got {frame.dtype} {list(frame.shape)}"
+                )
+            if frame.dtype.kind == "f" and not np.isfinite(frame).all():
+                raise ValueError(f"{what} {column.name!r} holds NaN or infinity")
+
+    def check_valid(self) -> None:
+        """Raise AssertionError unless tree, priorities and rows agree."""
+        self._refresh()
+        self._tree.check_valid()
+        leaves = self._tree.leaves
+        all_ids = self.rows.ids(np.arange(self.capacity))
+        allowed = self.rows.may_start(all_ids)
+        assert np.array_equal(leaves > 0.0, allowed), "a leaf is positive where no transition may start"
+        assert self._num_eligible == int(allowed.sum())
+        assert np.array_equal(leaves[allowed], self._priorities[allowed] ** self._alpha)
+        if self._num_at_maximum > 0:
+            assert self._maximum == self._priorities[self._measured].max()
+            assert self._num_at_maximum == np.count_nonzero(
+                self._priorities[self._measured] == self._maximum
+            )
+        assert not self._measured[~allowed].any()
+        if self._smallest is not None:
+            self._smallest.check_valid()
+            assert self._smallest.minimum == leaves[allowed].min(initial=np.inf)
+
+    # -- statistics and memory -------------------------------------------------------------------
+
+    def get_performance_stats(self) -> dict[str, Any]:
+        """Counters and health of the replay.
+
+        ``cache_hit_rate`` counts every look-up of a stored p^alpha; those that had to be computed
+        again (alpha changed, restored without leaves, the maximum moved) are misses.
+        ``effective_sample_size`` is (sum q)^2 / sum q^2 over q = p^alpha, in rows;
+        ``priority_entropy`` is that of P(i) in nats, divided by log N: 1 is uniform.
+        Ages count rows of an environment since the row was added.
+        """
+        leaves = self._tree.leaves[self._tree.leaves > 0.0]
+        lookups = self._hits + self._misses
+        probabilities = leaves / leaves.sum() if leaves.size else leaves
+        entropy = -float((probabilities * np.log(probabilities)).sum()) if leaves.size else 0.0
+        return {
+            "size": len(self),
+            "rows": len(self.rows),
+            "capacity": self.capacity,
+            "samples_drawn": self.samples_drawn,
+            "transitions_added": self.transitions_added,
+            "priorities_updated": self.priorities_updated,
+            "cache_hits": self._hits,
+            "cache_misses": self._misses,
+            "cache_hit_rate": self._hits / lookups if lookups else 0.0,
+            "priority_max": self._maximum if self._num_at_maximum > 0 else _FIRST_PRIORITY,
+            "priority_entropy": entropy / np.log(leaves.size) if leaves.size > 1 else 1.0,
+            "effective_sample_size": float(1.0 / (probabilities**2).sum()) if leaves.size else 0.0,
+            "never_replayed_fraction": float(1.0 - self._measured.sum() / leaves.size) if leaves.size else 0.0,
+            "sampled_age_mean": self.newest_batch_stats()["age_mean"],
+            "oldest_age": int(np.minimum(self.rows.heads, self.rows.length).max()),
+            "memory_usage": self.get_memory_usage(),
+        }
+
+    def newest_batch_stats(self) -> dict[str, float]:
+        """Cheap figures of the batch drawn last: mean weight, its effective size, mean age in rows."""
+        if self._newest_batch is None:
+            return {"is_weight_mean": 0.0, "effective_sample_size": 0.0, "age_mean": 0.0}
+        ids, weights = self._newest_batch
+        counter, env = np.divmod(ids, self.rows.num_envs)
+        weights = weights.astype(np.float64)
+        return {
+            "is_weight_mean": float(weights.mean()),
+            "effective_sample_size": float(weights.sum() ** 2 / (weights**2).sum()),
+            "age_mean": float((self.rows.heads[env] - 1 - counter).mean()),
+        }
+
+    def get_memory_usage(self) -> dict[str, Any]:
+        """Bytes by part, per transition and of the process, and whether the alert threshold is passed.
+
+        ``reserved_bytes`` is what the full replay takes; pages are committed as rows are written.
+        ``limit_bytes`` is the tightest limit of the container, or the machine's memory.
+        """
+        parts = {**self.rows.bytes_by_part(), "priorities": self._priorities.nbytes + self._measured.nbytes}
+        parts["tree"] = self._tree.nbytes + (self._smallest.nbytes if self._smallest else 0)
+        reserved = sum(parts.values())
+        process, limit = psutil.Process().memory_info().rss, memory_limit()
+        return {
+            "parts": parts,
+            "reserved_bytes": reserved,
+            "bytes_per_transition": reserved / self.capacity,
+            "process_rss_bytes": process,
+            "limit_bytes": limit,
+            "limit_fraction": process / limit,
+            "alert": process > self.memory_alert_fraction * limit,
+        }
+
+    def release_memory(self) -> int:
+        """Hand memory that is not in use back to the system; returns by how many bytes the process shrank."""
+        before = psutil.Process().memory_info().rss
+        self._newest_batch = None
+        gc.collect()
+        trim_heap()
+        return max(0, before - psutil.Process().memory_info().rss)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state_dict(self, include_leaves: bool = True) -> dict[str, Any]:
+        """Everything that decides future batches, as tensors and plain values.
+
+        Without leaves it is smaller, and p^alpha is computed anew when first needed after a load.
+        """
+        state = {
+            "rows": self.rows.state_dict(),
+            "priorities": torch.from_numpy(self._priorities.copy()),
+            "measured": torch.from_numpy(self._measured.copy()),
+            "maximum": (self._maximum, self._num_at_maximum),
+            "alpha": self._alpha,
+            "rng": self._rng.bit_generator.state,
+            "counters": (self.samples_drawn, self.transitions_added, self.priorities_updated),
+            "cache": (self._hits, self._misses),
+        }
+        if include_leaves:
+            state["leaves"] = torch.from_numpy(self._tree.leaves.copy())
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the saved replay has another shape.
+        """
+        self.rows.load_state_dict(state["rows"])
+        self._priorities[:] = state["priorities"].numpy()
+        self._measured[:] = state["measured"].numpy()
+        self._maximum, self._num_at_maximum = state["maximum"]
+        self._rng.bit_generator.state = state["rng"]
+        self.samples_drawn, self.transitions_added, self.priorities_updated = state["counters"]
+        self._hits, self._misses = state["cache"]
+        self._scaled_maximum = None
+        allowed = self.rows.may_start(self.rows.ids(np.arange(self.capacity)))
+        self._num_eligible = int(allowed.sum())
+        self._stale = "leaves" not in state or state["alpha"] != self._alpha
+        self._set_all_leaves(allowed.astype(np.float64) if self._stale else state["leaves"].numpy())

@@ -1,0 +1,324 @@
+"""Rings of rows, one per environment: single frames in, n-step transitions and frame stacks out.
+
+Knows nothing about priorities: which rows may start a transition follows from the rows alone.
+
+A row holds the newest frame, the action taken on it, its reward, and how that step ended. The final
+observation of an episode takes a row of its own, which never starts a transition. A row's id is
+``counter * num_envs + env`` with a counter that never wraps; it lies at slot ``counter % length`` of
+its environment's ring and is dead once overwritten.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perdqn.jit import kernel
+from perdqn.transition import EnvSpec
+
+Array = NDArray[Any]
+Ints = NDArray[np.int64]
+Columns = dict[str, Array]
+
+FIRST, TERMINATED, TRUNCATED, FINAL = 1, 2, 4, 8
+ENDED = TERMINATED | TRUNCATED
+
+
+class Appended(NamedTuple):
+    """What an append changed, as slots: rows no longer able to start a transition, and rows now able."""
+
+    retired: Ints
+    ready: Ints
+
+
+class Windows(NamedTuple):
+    """n-step windows of a batch; see `Rows.windows`."""
+
+    action: Array
+    reward: Array
+    discount: Array
+    next_id: Ints
+
+
+@kernel
+def _window_length(flags, ring, length, head, counter, n_step):
+    """Steps of the window that starts at ``counter``; 0 while it is incomplete."""
+    if flags[ring + counter % length] & FINAL:
+        return 0
+    for steps in range(1, n_step + 1):
+        if counter + steps >= head:
+            return 0
+        if flags[ring + (counter + steps - 1) % length] & ENDED:
+            return steps
+    return n_step
+
+
+@kernel
+def _has_history(flags, ring, length, head, counter, frame_stack):
+    """Whether every frame of the stack at ``counter`` is still alive."""
+    for back in range(frame_stack - 1):
+        if flags[ring + (counter - back) % length] & FIRST:
+            return True
+        if counter - back - 1 < head - length:
+            return False
+    return True
+
+
+@kernel
+def _may_start(flags, heads, length, ids, n_step, frame_stack):
+    allowed = np.zeros(ids.size, np.bool_)
+    for i in range(ids.size):
+        counter, env = divmod(ids[i], heads.size)
+        head, ring = heads[env], env * length
+        if counter < 0 or counter >= head or counter < head - length:
+            continue
+        allowed[i] = _window_length(flags, ring, length, head, counter, n_step) > 0 and _has_history(
+            flags, ring, length, head, counter, frame_stack
+        )
+    return allowed
+
+
+@kernel
+def _append(flags, actions, rewards, heads, length, n_step, frame_stack, envs, action, reward, flag):
+    slots = np.empty(envs.size, np.int64)
+    retired = np.empty(envs.size * frame_stack, np.int64)
+    ready = np.empty(envs.size * n_step, np.int64)
+    num_retired = 0
+    num_ready = 0
+    for i in range(envs.size):
+        env = envs[i]
+        ring, head = env * length, heads[env]
+        slot = ring + head % length
+        slots[i] = slot
+        previous = flags[ring + (head - 1) % length]
+        is_first = head == 0 or (previous & FINAL) != 0
+        flags[slot] = flag[i] | (FIRST if is_first else 0)
+        actions[slot], rewards[slot] = action[i], reward[i]
+        heads[env] = head + 1
+
+        if head >= length:
+            retired[num_retired] = slot  # the row overwritten
+            num_retired += 1
+            oldest = head + 1 - length
+            for counter in range(oldest, oldest + frame_stack - 1):
+                if flags[ring + counter % length] & FIRST:
+                    break
+                retired[num_retired] = ring + counter % length  # its stack reached into that row
+                num_retired += 1
+        for counter in range(max(0, head - n_step), head):
+            was_complete = _window_length(flags, ring, length, head, counter, n_step) > 0
+            if not was_complete and _window_length(flags, ring, length, head + 1, counter, n_step) > 0:
+                ready[num_ready] = ring + counter % length
+                num_ready += 1
+    return slots, retired[:num_retired], ready[:num_ready]
+
+
+@kernel
+def _windows(flags, actions, rewards, heads, length, ids, n_step, gamma, reward_clip):
+    action = np.empty(ids.size, np.int64)
+    reward = np.empty(ids.size, np.float32)
+    discount = np.empty(ids.size, np.float32)
+    next_id = np.empty(ids.size, np.int64)
+    for i in range(ids.size):
+        counter, env = divmod(ids[i], heads.size)
+        ring = env * length
+        steps = _window_length(flags, ring, length, heads[env], counter, n_step)
+        total, factor = 0.0, 1.0
+        for step in range(steps):
+            r = rewards[ring + (counter + step) % length]
+            total += factor * min(max(r, -reward_clip), reward_clip)
+            factor *= gamma
+        terminated = flags[ring + (counter + steps - 1) % length] & TERMINATED
+        action[i] = actions[ring + counter % length]
+        reward[i] = total
+        discount[i] = 0.0 if terminated else factor
+        next_id[i] = (counter + steps) * heads.size + env
+    return action, reward, discount, next_id
+
+
+@kernel
+def _gather_stacks(frames, flags, num_envs, length, ids, frame_stack, repeat_first):
+    """Bytes of the stacks ending at ``ids``, oldest frame first [n, stack, row bytes]."""
+    out = np.zeros((ids.size, frame_stack, frames.shape[1]), np.uint8)
+    for i in range(ids.size):
+        counter, env = divmod(ids[i], num_envs)
+        ring = env * length
+        slot = ring + counter % length
+        out[i, frame_stack - 1] = frames[slot]
+        started = (flags[slot] & FIRST) != 0
+        for back in range(1, frame_stack):
+            if not started:
+                slot = ring + (counter - back) % length
+                started = (flags[slot] & FIRST) != 0
+            elif not repeat_first:
+                break
+            out[i, frame_stack - 1 - back] = frames[slot]
+    return out
+
+
+class Rows:
+    """``num_envs`` rings that share ``capacity`` rows.
+
+    Args:
+        spec: names, shapes and dtypes of the frames, and how stacks are built.
+        num_envs: rings.
+        capacity: physical rows over all rings; each takes ``capacity // num_envs``.
+        n_step: longest window.
+        gamma: discount per step.
+        reward_clip: each reward is clipped to [-c, c] before it is summed; inf leaves them alone.
+
+    Raises:
+        ValueError: a ring is too short for one window and one stack.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_envs: int,
+        capacity: int,
+        *,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        reward_clip: float = np.inf,
+    ) -> None:
+        self.spec, self.num_envs, self.length = spec, num_envs, capacity // num_envs
+        self.n_step, self.gamma, self.reward_clip = n_step, gamma, reward_clip
+        shortest = n_step + spec.frame_stack + 2
+        if self.length < shortest:
+            raise ValueError(
+                f"capacity {capacity} over {num_envs} environments leaves {self.length} rows each; "
+                f"n_step {n_step} with frame_stack {spec.frame_stack} needs at least {shortest}"
+            )
+        size = self.size_limit
+        self.frames: Columns = {c.name: np.zeros((size, *c.shape), c.dtype) for c in spec.columns}
+        self.actions = np.zeros(size, np.int32)
+        self.rewards = np.zeros(size, np.float32)
+        self.flags = np.zeros(size, np.uint8)
+        self.heads = np.zeros(num_envs, np.int64)
+
+    @property
+    def size_limit(self) -> int:
+        """Rows that fit."""
+        return self.length * self.num_envs
+
+    def __len__(self) -> int:
+        """Rows alive."""
+        return int(np.minimum(self.heads, self.length).sum())
+
+    def append(self, envs: Ints, frames: Columns, action: Array, reward: Array, flag: Array) -> Appended:
+        """Write one row to each ring in ``envs`` [n]; everything else is [n, ...] alike."""
+        slots, retired, ready = _append(
+            self.flags,
+            self.actions,
+            self.rewards,
+            self.heads,
+            self.length,
+            self.n_step,
+            self.spec.frame_stack,
+            envs,
+            action,
+            reward,
+            flag,
+        )
+        for name, stored in self.frames.items():
+            stored[slots] = frames[name]
+        return Appended(retired, ready)
+
+    def cut(self, env: int, frames: Columns) -> Appended:
+        """End the episode in ring ``env`` as truncated, with ``frames`` [1, ...] as its final observation."""
+        last = self.last_slot(env)
+        if last is None or self.flags[last] & FINAL:
+            return Appended(np.empty(0, np.int64), np.empty(0, np.int64))
+        self.flags[last] |= TRUNCATED
+        zero = np.zeros(1, np.float32)
+        return self.append(np.array([env]), frames, zero, zero, np.array([FINAL], np.uint8))
+
+    def last_slot(self, env: int) -> int | None:
+        """Slot of the newest row of ring ``env``."""
+        head = int(self.heads[env])
+        return None if head == 0 else env * self.length + (head - 1) % self.length
+
+    def slots(self, ids: Ints) -> Ints:
+        """Where live rows lie."""
+        counter, env = np.divmod(ids, self.num_envs)
+        return env * self.length + counter % self.length
+
+    def ids(self, slots: Ints) -> Ints:
+        """Ids of the rows now at ``slots``."""
+        env, offset = np.divmod(slots, self.length)
+        newest = self.heads[env] - 1
+        return (newest - (newest - offset) % self.length) * self.num_envs + env
+
+    def may_start(self, ids: Ints) -> NDArray[np.bool_]:
+        """Which ids are alive, have a complete window and all frames of their stack."""
+        return _may_start(self.flags, self.heads, self.length, ids, self.n_step, self.spec.frame_stack)
+
+    def windows(self, ids: Ints) -> Windows:
+        """Action, summed reward, gamma^k (0 after a termination) and the id k steps later.
+
+        Args:
+            ids: rows for which `may_start` holds.
+        """
+        parts = (self.flags, self.actions, self.rewards, self.heads, self.length, ids)
+        return Windows(*_windows(*parts, self.n_step, self.gamma, self.reward_clip))
+
+    def observations(self, ids: Ints) -> Columns:
+        """Observations ending at ``ids``, per column [n, (stack,) *shape]."""
+        if self.spec.frame_stack == 1:
+            slots = self.slots(ids)
+            return {name: stored.take(slots, axis=0) for name, stored in self.frames.items()}
+        return {name: self._stacks(stored, ids) for name, stored in self.frames.items()}
+
+    def _stacks(self, stored: Array, ids: Ints) -> Array:
+        as_bytes = stored.reshape(len(stored), -1).view(np.uint8)
+        repeat = self.spec.stack_padding == "repeat"
+        stack = self.spec.frame_stack
+        out = _gather_stacks(as_bytes, self.flags, self.num_envs, self.length, ids, stack, repeat)
+        return out.view(stored.dtype).reshape(len(ids), stack, *stored.shape[1:])
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Bytes reserved; the operating system hands out pages only as they are written."""
+        scalars = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.heads.nbytes
+        return {**{f"frames/{n}": a.nbytes for n, a in self.frames.items()}, "scalars": scalars}
+
+    def _stored(self) -> dict[str, Array]:
+        columns = {f"frames/{name}": stored for name, stored in self.frames.items()}
+        return {**columns, "actions": self.actions, "rewards": self.rewards, "flags": self.flags}
+
+    @property
+    def _used(self) -> int:
+        """Rows of a ring that have ever been written."""
+        return int(min(self.length, self.heads.max()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors over the rows in use; those of a full replay share its memory."""
+        used = self._used
+        state: dict[str, Any] = {"heads": torch.from_numpy(self.heads.copy()), "length": self.length}
+        for name, stored in self._stored().items():
+            rings = stored.reshape(self.num_envs, self.length, *stored.shape[1:])[:, :used]
+            state[name] = torch.from_numpy(np.ascontiguousarray(rings))
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over rows saved by an equally shaped replay.
+
+        Raises:
+            ValueError: rings, length or columns differ; nothing is changed then.
+        """
+        heads = state["heads"].numpy()
+        if heads.size != self.num_envs or state["length"] != self.length:
+            raise ValueError(
+                f"saved replay has {heads.size} rings of {state['length']} rows, "
+                f"this one {self.num_envs} of {self.length}; num_envs and capacity must be as saved"
+            )
+        stored = self._stored()
+        for name, array in stored.items():
+            if name not in state or tuple(state[name].shape[2:]) != array.shape[1:]:
+                raise ValueError(f"saved replay lacks {name} of shape {array.shape[1:]}")
+        self.heads[:] = heads
+        for name, array in stored.items():
+            rings = array.reshape(self.num_envs, self.length, *array.shape[1:])
+            rings[:, : self._used] = state[name].numpy()
