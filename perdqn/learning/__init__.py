@@ -1,0 +1,1 @@
+"""Q-networks, their heads and the mathematics of their targets."""
