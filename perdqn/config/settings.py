@@ -5,8 +5,11 @@ Knows nothing about torch, Lightning or Gymnasium: whatever reads a setting, imp
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TORSO_NAMES = ("auto", "mlp", "nature_cnn", "minatar_cnn")
+HEAD_NAMES = ("expected",)
 
 
 @dataclass
