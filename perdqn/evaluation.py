@@ -5,6 +5,7 @@ Knows nothing about training: it has environments, seeds and random numbers of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -85,7 +86,7 @@ class EpisodeStatistics(Metric):
         """Always: no episode has statistics too, so torchmetrics has nothing to warn of."""
         return True
 
-    def update(self, returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
+    def update(self, returns: Sequence[float] | Floats, lengths: Sequence[int] | NDArray[np.int64]) -> None:
         """Add finished episodes.
 
         Raises:
@@ -132,10 +133,10 @@ class RecentEpisodes(Metric):
         """Always: an empty window has statistics too, so torchmetrics has nothing to warn of."""
         return True
 
-    def update(self, returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
-        """Add finished episodes, oldest first."""
-        self._returns = [*self._returns, *map(float, returns)][-self.window :]
-        self._lengths = [*self._lengths, *map(int, lengths)][-self.window :]
+    def update(self, returns: float | Sequence[float], lengths: int | Sequence[int]) -> None:
+        """Add one finished episode, or several, oldest first."""
+        self._returns = [*self._returns, *map(float, np.atleast_1d(returns))][-self.window :]
+        self._lengths = [*self._lengths, *map(int, np.atleast_1d(lengths))][-self.window :]
 
     def compute(self) -> dict[str, float]:
         """``mean``, ``length_mean`` and ``num_episodes`` of the window; the means of nothing are NaN."""
@@ -150,8 +151,7 @@ class RecentEpisodes(Metric):
     def load_window_state(self, state: dict[str, list]) -> None:
         """Go on from a saved window; of a longer one, its newest episodes."""
         self.reset()
-        if state["returns"]:
-            self.update(state["returns"], state["lengths"])
+        self.update(state["returns"], state["lengths"])
 
 
 class EpisodeIndex:
@@ -172,62 +172,36 @@ class EpisodeIndex:
             yield list(range(first, min(first + self.num_envs, self.num_episodes)))
 
 
-class EpisodeEnvironments:
-    """Environments whose slots each play the episode they are told to.
-
-    Episode ``i`` of a phase has one seed, whatever slot plays it and whatever was played before.
+def make_environments(
+    config: EnvConfig, spec: EnvSpec, num_envs: int, run_seed: int, phase: str
+) -> Environments:
+    """Environments for `play`: episode ``i`` of a phase has one seed, whatever slot plays it.
 
     Args:
-        phase: ``validate`` or ``test``; their seeds never meet each other's nor training's.
+        phase: ``validate``, ``test`` or ``record``; their seeds never meet each other's nor training's.
     """
-
-    def __init__(self, config: EnvConfig, spec: EnvSpec, num_envs: int, run_seed: int, phase: str) -> None:
-        self.num_envs = num_envs
-        self.num_actions = spec.num_actions
-        episode_of = [0] * num_envs
-        self._episode_of = episode_of
-
-        def seed_of(env: int, _: int) -> int:
-            return episode_seed(run_seed, phase, 0, episode_of[env])
-
-        self._environments = Environments(config, spec, num_envs, seed_of)
-        self.step = self._environments.step
-        self.close = self._environments.close
-
-    @property
-    def obs(self) -> dict[str, np.ndarray]:
-        """Current observations, per column [num_envs, ...]."""
-        return self._environments.obs
-
-    def begin(self, episodes: Sequence[int]) -> None:
-        """Start ``episodes[i]`` in slot ``i``; slots left over repeat the last one and are not read.
-
-        Raises:
-            ValueError: there are more episodes than slots, or none.
-        """
-        if not 0 < len(episodes) <= self.num_envs:
-            raise ValueError(f"1 to {self.num_envs} episodes fit side by side, got {len(episodes)}")
-        spare = self.num_envs - len(episodes)
-        self._episode_of[:] = [*episodes, *[episodes[-1]] * spare]
-        self._environments.reset()
+    return Environments(config, spec, num_envs, lambda _, episode: episode_seed(run_seed, phase, 0, episode))
 
 
 def play(
     policy: Policy,
-    environments: EpisodeEnvironments,
+    environments: Environments,
     episodes: Sequence[int],
     *,
     epsilon: float = 0.0,
     rng: np.random.Generator | None = None,
-    max_episode_steps: int | None = None,
+    max_episode_steps: float = math.inf,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Play the given episodes side by side, each to its end.
 
-    All slots are shown to the policy at every step, finished ones too: a batch of one size keeps a
-    network's rounding, and with it each action, independent of which other episodes still go on.
+    A slot that is done, or has no episode, plays on uncounted until the last one is done: the policy
+    sees a batch of one size, so that a network's rounding, and with it each action, does not depend on
+    which other episodes still go on.
 
     Args:
         policy: observations, per column [num_envs, ...], to actions [num_envs], counted from 0.
+        environments: made by `make_environments`; what they played before makes no difference.
+        episodes: at most one per environment.
         epsilon: share of uniformly random actions, drawn from ``rng``.
         rng: needed where ``epsilon`` is above 0; left untouched otherwise.
         max_episode_steps: episodes are cut after this many steps.
@@ -235,19 +209,24 @@ def play(
     Returns:
         returns float64 [episodes] and lengths int64 [episodes], in the order given.
     """
-    environments.begin(episodes)
-    active = np.arange(environments.num_envs) < len(episodes)
-    returns = np.zeros(environments.num_envs)
-    lengths = np.zeros(environments.num_envs, dtype=np.int64)
-    while active.any():
-        actions = _explore(policy(environments.obs), environments.num_actions, epsilon, rng)
-        step = environments.step(actions, active=active)
-        returns[active] += step.reward[active]
-        lengths += active
-        active &= ~(step.terminated | step.truncated)
-        if max_episode_steps is not None:
-            active &= lengths < max_episode_steps
-    return returns[: len(episodes)], lengths[: len(episodes)]
+    num_envs, count = environments.num_envs, len(episodes)
+    if not 0 < count <= num_envs:
+        raise ValueError(f"1 to {num_envs} episodes fit side by side, got {count}")
+    in_slots = [*episodes, *[episodes[-1]] * (num_envs - count)]
+    is_counted = np.arange(num_envs) < count
+    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+    environments.reset(episode=in_slots)
+    while True:
+        actions = _explore(policy(environments.obs), environments.spec.num_actions, epsilon, rng)
+        step = environments.step(actions)
+        returns[is_counted] += step.reward[is_counted]
+        lengths += is_counted
+        ended = step.terminated | step.truncated
+        is_counted &= ~ended & (lengths < max_episode_steps)
+        if not is_counted.any():
+            return returns[:count], lengths[:count]
+        if ended.any():
+            environments.reset(ended, in_slots)
 
 
 def _explore(

@@ -8,18 +8,17 @@ import pytest
 import torch
 
 from perdqn import evaluation
+from perdqn.acting.environment import describe
 from perdqn.config import EnvConfig
 from perdqn.evaluation import (
-    EpisodeEnvironments,
     EpisodeIndex,
     EpisodeStatistics,
     RecentEpisodes,
     bootstrap_interval,
     interquartile_mean,
+    make_environments,
     play,
 )
-
-SPEC = SimpleNamespace(num_actions=2)
 
 
 class Countdown:
@@ -29,28 +28,22 @@ class Countdown:
     """
 
     def __init__(self, config, spec, num_envs, seed_of):
-        self.num_envs, self.seed_of = num_envs, seed_of
-        self.resets = np.zeros(num_envs, dtype=int)
+        self.spec, self.num_envs, self.seed_of = spec, num_envs, seed_of
+        self.left = np.zeros(num_envs, dtype=int)
 
-    def reset(self, mask=None):
-        seeds = [self.seed_of(env, int(self.resets[env])) for env in range(self.num_envs)]
-        self.left = np.array(seeds) % 7 + 1
-        self.resets += 1
+    def reset(self, mask=None, episode=None):
+        for env in range(self.num_envs) if mask is None else np.flatnonzero(mask):
+            self.left[env] = self.seed_of(env, episode[env]) % 7 + 1
 
     @property
     def obs(self):
         return {"obs": self.left.astype(np.float32)[:, None]}
 
-    def step(self, actions, active=None):
-        assert (self.left[active] > 0).all(), "an ended episode was stepped"
-        self.left = self.left - active
-        ended = active & (self.left == 0)
-        return SimpleNamespace(
-            reward=np.where(active, actions + 1.0, np.nan), terminated=ended, truncated=np.zeros_like(ended)
-        )
-
-    def close(self):
-        pass
+    def step(self, actions):
+        assert (self.left > 0).all(), "an ended episode was stepped"
+        self.left -= 1
+        ended = self.left == 0
+        return SimpleNamespace(reward=actions + 1.0, terminated=ended, truncated=np.zeros_like(ended))
 
 
 @pytest.fixture
@@ -60,7 +53,7 @@ def countdown(monkeypatch):
 
 
 def slots(num_envs, run_seed=0):
-    return EpisodeEnvironments(EnvConfig(), SPEC, num_envs, run_seed, "validate")
+    return make_environments(EnvConfig(), SimpleNamespace(num_actions=2), num_envs, run_seed, "validate")
 
 
 def always_zero(obs):
@@ -146,7 +139,7 @@ def test_recent_episodes_are_the_newest_of_the_window():
     metric = RecentEpisodes(window=3)
     metric.update([100.0], [100])
     for value in (1, 2):
-        metric.update([float(value)], [value])
+        metric.update(float(value), value)
     metric.update(np.array([3.0, 7.0]), np.array([3, 7]))
     assert metric.compute() == {"mean": 4.0, "length_mean": 4.0, "num_episodes": 3}
 
@@ -184,6 +177,28 @@ def test_an_episode_is_the_same_in_whatever_slot_it_is_played(countdown):
     alone = [play(always_zero, environments, [episode]) for episode in (7, 0, 4, 1, 6, 2, 5, 3)]
     by_episode = dict(zip((7, 0, 4, 1, 6, 2, 5, 3), (int(lengths[0]) for _, lengths in alone), strict=True))
     assert [by_episode[episode] for episode in range(8)] == together[1].tolist()
+
+
+@pytest.mark.parametrize("frame_stack", [1, 2])
+def test_real_episodes_do_not_depend_on_slot_order_or_company(frame_stack):
+    config = EnvConfig("CartPole-v1", frame_stack=frame_stack)
+    spec = describe(config)
+    weights = np.random.default_rng(0).normal(size=(frame_stack, 4))
+
+    def policy(obs):
+        return ((obs["obs"].reshape(-1, frame_stack, 4) * weights).sum((1, 2)) > 0).astype(np.int64)
+
+    def evaluate(phase, chunks, num_envs):
+        environments = make_environments(config, spec, num_envs, 5, phase)
+        results = [play(policy, environments, chunk)[0] for chunk in chunks]
+        environments.close()
+        return np.concatenate(results).tolist()
+
+    expected = evaluate("validate", [range(6)], 6)
+    assert len(set(expected)) > 1
+    assert evaluate("validate", [[0, 1, 2], [3, 4, 5]], 4) == expected
+    assert evaluate("validate", [[5, 3], [4], [2, 1], [0]], 2) == [expected[i] for i in (5, 3, 4, 2, 1, 0)]
+    assert evaluate("test", [range(6)], 6) != expected
 
 
 def test_fewer_episodes_than_slots_leave_the_other_slots_out(countdown):
