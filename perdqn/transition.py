@@ -22,7 +22,7 @@ class Column:
         name: key of the Dict space; `OBS` where there is no Dict.
         shape: of one frame, without stack or batch.
         dtype: as the environment hands it out.
-        num_values: size of a Discrete space (values 0 to n-1 after subtracting ``start``); None for Box.
+        num_values: size of a Discrete space, whose values begin at ``start``; None for Box.
         start: smallest value of a Discrete space.
     """
 

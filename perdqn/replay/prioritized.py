@@ -122,6 +122,11 @@ class PrioritizedReplay:
         """Physical rows."""
         return self.rows.size_limit
 
+    @property
+    def priority_max(self) -> float:
+        """The running maximum, at which new rows enter."""
+        return self._maximum if self._num_at_maximum > 0 else _FIRST_PRIORITY
+
     # -- adding ----------------------------------------------------------------------------------
 
     def add(
@@ -184,7 +189,7 @@ class PrioritizedReplay:
         """The running maximum and its power alpha, which is computed only when it has changed."""
         if self._num_at_maximum <= 0:
             self._seek_maximum()
-        priority = self._maximum if self._num_at_maximum > 0 else _FIRST_PRIORITY
+        priority = self.priority_max
         if self._scaled_maximum is None or self._scaled_maximum[0] != priority:
             self._misses += 1
             self._scaled_maximum = (priority, priority**self._alpha)
@@ -403,7 +408,7 @@ class PrioritizedReplay:
             "cache_hits": self._hits,
             "cache_misses": self._misses,
             "cache_hit_rate": self._hits / lookups if lookups else 0.0,
-            "priority_max": self._maximum if self._num_at_maximum > 0 else _FIRST_PRIORITY,
+            "priority_max": self.priority_max,
             "priority_entropy": entropy / np.log(leaves.size) if leaves.size > 1 else 1.0,
             "effective_sample_size": float(1.0 / (probabilities**2).sum()) if leaves.size else 0.0,
             "never_replayed_fraction": float(1.0 - self._measured.sum() / leaves.size) if leaves.size else 0.0,

@@ -1,0 +1,1 @@
+"""Acting: environments that can be made, seeded, watched and restored, and the actor that fills the replay."""

@@ -1,0 +1,519 @@
+"""PERDQN: double DQN with prioritized replay as one LightningModule.
+
+Knows nothing about files, terminals or the command line.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from dataclasses import asdict
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from perdqn.acting.environment import describe, to_columns
+from perdqn.acting.vector import Columns, Environments
+from perdqn.config import (
+    ClassSpec,
+    Config,
+    ConfigError,
+    EnvConfig,
+    EvaluationConfig,
+    ExplorationConfig,
+    LearnerConfig,
+    ReplayConfig,
+    check,
+    coerce,
+)
+from perdqn.evaluation import EpisodeIndex, EpisodeStatistics, RecentEpisodes, make_environments, play
+from perdqn.experience import PrioritizedReplayDataset
+from perdqn.learning.networks import build_network
+from perdqn.learning.td import ItemLoss
+from perdqn.replay.prioritized import PrioritizedReplay
+from perdqn.transition import TransitionBatch
+
+STATE_KEY = "perdqn"  # our entry in a Lightning checkpoint
+STATE_VERSION = 1
+
+
+class PERDQN(LightningModule):
+    """Trains a Q-network on prioritized experience: ``Trainer().fit(PERDQN(env="CartPole-v1"))``.
+
+    One Lightning epoch is the whole run; its length is the budget below, in env steps or episodes.
+    Lightning's ``global_step`` counts updates.
+
+    Args:
+        env: where the agent acts; from Python also a Gymnasium id.
+        replay, learner, exploration, evaluation: see the dataclasses; from Python also dicts.
+        network: torso: ``auto``, ``mlp``, ``nature_cnn``, ``minatar_cnn`` or a class path.
+        head: ``expected`` or a class path.
+        total_env_steps: budget in env steps; null where ``total_episodes`` is the budget.
+        total_episodes: budget in finished training episodes.
+        seed: every random number of the run derives from it.
+
+    Raises:
+        ConfigError: settings are wrong; the message lists all of them.
+    """
+
+    def __init__(
+        self,
+        env: EnvConfig = EnvConfig(),  # noqa: B008 - the command line shows these defaults; never mutated
+        replay: ReplayConfig = ReplayConfig(),  # noqa: B008
+        learner: LearnerConfig = LearnerConfig(),  # noqa: B008
+        exploration: ExplorationConfig = ExplorationConfig(),  # noqa: B008
+        evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+        network: ClassSpec = ClassSpec("auto"),  # noqa: B008
+        head: ClassSpec = ClassSpec("expected"),  # noqa: B008
+        total_env_steps: int | None = 100_000,
+        total_episodes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = Config(
+            env=coerce(EnvConfig, env),
+            replay=coerce(ReplayConfig, replay),
+            learner=coerce(LearnerConfig, learner),
+            exploration=coerce(ExplorationConfig, exploration),
+            evaluation=coerce(EvaluationConfig, evaluation),
+            network=coerce(ClassSpec, network),
+            head=coerce(ClassSpec, head),
+            total_env_steps=total_env_steps,
+            total_episodes=total_episodes,
+            seed=seed,
+        )
+        report = check(self.config)
+        if report.faults:
+            raise ConfigError(report.faults)
+        self.save_hyperparameters(asdict(self.config))
+
+        self.spec = describe(self.config.env)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.online = self._build_network()
+            self.target = self._build_network().requires_grad_(False)
+        self.target.load_state_dict(self.online.state_dict())
+        self._noise = torch.Generator().manual_seed(seed)
+        self.memory = self._build_memory()
+        self.experience = PrioritizedReplayDataset(
+            self.config, self.spec, self.memory, self._greedy, self._note_episode
+        )
+
+        self.recent_episodes = RecentEpisodes()
+        self._statistics = EpisodeStatistics()
+        self._evaluation: Environments | None = None
+        self._evaluation_rng = np.random.default_rng(0)
+        self._evaluations_done = 0  # evaluation points passed: env_steps // every_env_steps
+        self.best_evaluation_mean: float | None = None
+        self.newest_evaluation_mean: float | None = None
+        self.final_evaluation: dict[str, float] | None = None
+        self.update_steps = 0
+        self.stop_reason: str | None = None
+        self.latest: dict[str, float] = {}
+        self._global_rng: dict[str, Any] | None = None
+        self._learning_rate_changed = False
+        self._logged_at = (0.0, 0)
+
+    def _build_network(self) -> Any:
+        config = self.config
+        return build_network(self.spec, config.network, config.head, config.learner)
+
+    def _build_memory(self) -> PrioritizedReplay:
+        replay, learner = self.config.replay, self.config.learner
+        return PrioritizedReplay(
+            self.spec,
+            self.config.env.num_envs,
+            replay.capacity,
+            prioritized=replay.prioritized,
+            alpha=replay.alpha,
+            priority_eps=replay.priority_eps,
+            priority_clip=replay.priority_clip,
+            weight_normalization=replay.weight_normalization,
+            n_step=learner.n_step,
+            gamma=learner.gamma,
+            reward_clip=learner.reward_clip,
+            memory_alert_fraction=replay.memory_alert_fraction,
+            seed=int(np.random.SeedSequence([self.config.seed, 0]).generate_state(1)[0]),
+        )
+
+    # -- counters --------------------------------------------------------------------------------
+
+    @property
+    def env_steps(self) -> int:
+        """Steps taken over all training environments."""
+        return self.experience.env_steps
+
+    @property
+    def episodes(self) -> int:
+        """Finished training episodes."""
+        return self.experience.episodes
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to act, learn or evaluate; the next boundary ends the run."""
+        if self._evaluation_is_due:
+            return False
+        return self._has_reached_target or (self.experience.is_spent and self.experience.updates_owed <= 0)
+
+    @property
+    def _has_reached_target(self) -> bool:
+        target, newest = self.config.evaluation.stop_at_return, self.newest_evaluation_mean
+        return target is not None and newest is not None and newest >= target
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        period = self._evaluation_period
+        if period is None or self.experience.updates_owed > 0:
+            return False
+        return self.env_steps // period > self._evaluations_done
+
+    @property
+    def _evaluation_period(self) -> int | None:
+        return self.config.evaluation.every_env_steps if self.trainer.enable_validation else None
+
+    # -- acting ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _greedy(self, obs: Columns) -> np.ndarray:
+        self.online.resample(self._noise)
+        columns = {name: torch.from_numpy(column).to(self.device) for name, column in obs.items()}
+        return self.online.greedy(columns).cpu().numpy()
+
+    def act(self, obs: Any) -> Any:
+        """The greedy action of the environment's own action space.
+
+        Args:
+            obs: one observation, or a batch of them along a first axis; arrays, tensors, or a dict of
+                these for Dict observations. Where ``frame_stack`` is above 1: stacked already.
+
+        Returns:
+            int for one observation, int64 array [n] for a batch.
+        """
+        columns = to_columns(obs, self.spec)
+        first = self.spec.columns[0]
+        is_single = columns[first.name].ndim == len(self.spec.obs_shape(first))
+        if is_single:
+            columns = {name: column[None] for name, column in columns.items()}
+        actions = self._greedy(columns) + self.spec.action_start
+        return int(actions[0]) if is_single else actions
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        """Expected returns [batch, actions] of observation columns [batch, ...]."""
+        return cast(Tensor, self.online.q_values(obs))
+
+    def _note_episode(self, total: float, length: int) -> None:
+        self.recent_episodes.update(total, length)
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        learner = self.config.learner
+        is_fused = self.device.type in ("cpu", "cuda")
+        return torch.optim.Adam(
+            self.online.parameters(), lr=learner.learning_rate, eps=learner.adam_eps, fused=is_fused
+        )
+
+    def train_dataloader(self) -> PrioritizedReplayDataset:
+        return self.experience
+
+    def training_step(self, dataloader_iter: Any) -> None:
+        """A group of updates, cut short where an evaluation is due or nothing can be learnt yet."""
+        for _ in range(self._group_size()):
+            if self._evaluation_is_due:
+                break
+            self.experience.pause_at = self._next_evaluation
+            batch, _, _ = next(dataloader_iter)
+            if batch is None:
+                break
+            self._update(batch.to(self.device))
+        # Lightning asks right after this step whether to validate.
+        self.trainer.val_check_batch = 1 if self._evaluation_is_due else float("inf")
+
+    def _group_size(self) -> int:
+        left = self.trainer.max_steps - self.trainer.global_step
+        group = self.config.learner.updates_per_step
+        return group if self.trainer.max_steps < 0 else min(group, left)
+
+    @property
+    def _next_evaluation(self) -> int | None:
+        period = self._evaluation_period
+        return None if period is None else (self._evaluations_done + 1) * period
+
+    def _update(self, batch: TransitionBatch) -> None:
+        """One gradient step: algorithm 1 of arXiv:1511.05952, lines 9 to 17."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        output, item = self._item_loss(batch)
+        loss = (batch.is_weight * item.loss).mean()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        grad_norm = self._clip_gradients()
+        optimizer.step()
+        self.memory.update_priorities(batch.id, item.priority.cpu().double())
+        self.update_steps += 1
+        self._update_target()
+        if self.update_steps % self.trainer.log_every_n_steps == 0:
+            self._log_update(loss, item, output, grad_norm)
+
+    def _item_loss(self, batch: TransitionBatch) -> tuple[Any, ItemLoss]:
+        self.online.resample(self._noise)
+        self.target.resample(self._noise)
+        with torch.no_grad():
+            next_output = self.target(batch.next_obs)
+            chooser = self.online(batch.next_obs) if self.config.learner.double else next_output
+            next_action = self.online.head.greedy(chooser)
+        output = self.online(batch.obs)
+        item = self.online.head.item_loss(
+            output, batch.action, batch.reward, batch.discount, next_output, next_action
+        )
+        return output, item
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale gradients down to ``max_grad_norm``; returns their norm before."""
+        max_norm = self.config.learner.max_grad_norm
+        limit = float("inf") if max_norm is None else max_norm
+        return nn.utils.clip_grad_norm_(self.online.parameters(), limit)
+
+    @torch.no_grad()
+    def _update_target(self) -> None:
+        learner = self.config.learner
+        if self.update_steps % learner.target_update_period:
+            return
+        for target, online in zip(self._tensors(self.target), self._tensors(self.online), strict=True):
+            if learner.target_tau == 1.0 or not target.is_floating_point():
+                target.copy_(online)
+            else:
+                target.lerp_(online, learner.target_tau)
+
+    @staticmethod
+    def _tensors(network: nn.Module) -> list[Tensor]:
+        return [*network.parameters(), *network.buffers()]
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        self._refuse_trainer_settings()
+        if self.trainer.fast_dev_run:
+            self.experience.learning_from = self.config.learner.batch_size + self.config.learner.n_step + 1
+
+    def _refuse_trainer_settings(self) -> None:
+        trainer = self.trainer
+        given: dict[str, Any] = {
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
+            "val_check_interval": trainer.val_check_interval,
+            "overfit_batches": trainer.overfit_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "num_nodes": trainer.num_nodes,
+            "devices": trainer.world_size,
+        }
+        if not trainer.fast_dev_run:
+            given["limit_train_batches"] = trainer.limit_train_batches
+        if faults := check(self.config, trainer=given).faults:
+            raise ConfigError(faults)
+
+    def on_train_start(self) -> None:
+        if self._global_rng is not None:
+            _set_global_rng(self._global_rng)
+            self._global_rng = None
+        if self._learning_rate_changed:
+            for group in cast(LightningOptimizer, self.optimizers()).param_groups:
+                group["lr"] = self.config.learner.learning_rate
+        self._logged_at = (time.monotonic(), self.env_steps)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """The clean boundary: callbacks have saved by now if they wanted to, so the run may end here."""
+        if not self.is_finished:
+            return None
+        self.stop_reason = "target reached" if self._has_reached_target else "budget spent"
+        self.trainer.should_stop = True
+        return -1
+
+    def teardown(self, stage: str) -> None:
+        self.experience.close()
+        self._close_evaluation()
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> EpisodeIndex:
+        return EpisodeIndex(self.config.evaluation.episodes, self.config.evaluation.num_envs)
+
+    def test_dataloader(self) -> EpisodeIndex:
+        return EpisodeIndex(self.config.evaluation.test_episodes, self.config.evaluation.num_envs)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation("validate")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation("test")
+
+    def _start_evaluation(self, phase: str) -> None:
+        config = self.config
+        self._close_evaluation()
+        self._statistics.reset()
+        num_episodes = config.evaluation.episodes if phase == "validate" else config.evaluation.test_episodes
+        num_envs = min(config.evaluation.num_envs, num_episodes)
+        self._evaluation = make_environments(config.env, self.spec, num_envs, config.seed, phase)
+        self._evaluation_rng = np.random.default_rng(config.seed)
+
+    def _close_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
+
+    def validation_step(self, episodes: list[int], batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            self._play(episodes)
+
+    def test_step(self, episodes: list[int], batch_idx: int) -> None:
+        self._play(episodes)
+
+    def _play(self, episodes: list[int]) -> None:
+        assert self._evaluation is not None
+        settings = self.config.evaluation
+        returns, lengths = play(
+            self._greedy,
+            self._evaluation,
+            episodes,
+            epsilon=settings.epsilon,
+            rng=self._evaluation_rng,
+            max_episode_steps=settings.max_episode_steps,
+        )
+        self._statistics.update(returns, lengths)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        statistics = self._report_evaluation("eval")
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if (period := self._evaluation_period) is not None:
+            self._evaluations_done = self.env_steps // period
+        mean = self.newest_evaluation_mean = statistics["mean"]
+        self.best_evaluation_mean = max(mean, self.best_evaluation_mean or mean)
+
+    def on_test_epoch_end(self) -> None:
+        self.final_evaluation = self._report_evaluation("test")
+
+    def _report_evaluation(self, prefix: str) -> dict[str, float]:
+        statistics = cast(dict[str, float], self._statistics.compute())
+        names = {"mean": "return_mean", "iqm": "return_iqm", "low": "return_low", "high": "return_high"}
+        named = {f"{prefix}/{names.get(key, key)}": float(value) for key, value in statistics.items()}
+        self.log_dict(named, logger=False)
+        self._log(named)
+        return statistics
+
+    # -- logging ---------------------------------------------------------------------------------
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """Hand metrics to every logger, against env steps."""
+        self.latest.update(metrics)
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.env_steps)
+
+    def _log_update(self, loss: Tensor, item: ItemLoss, output: Any, grad_norm: Tensor) -> None:
+        episodes = self.recent_episodes.compute()
+        now = (time.monotonic(), self.env_steps)
+        seconds, steps = now[0] - self._logged_at[0], now[1] - self._logged_at[1]
+        self._logged_at = now
+        batch = self.memory.newest_batch_stats()
+        metrics = {
+            "rollout/epsilon": self.experience.epsilon(self.env_steps),
+            "rollout/episodes": float(self.episodes),
+            "train/loss": loss.item(),
+            "train/td_error_abs_mean": item.td_error.abs().mean().item(),
+            "train/td_error_abs_max": item.td_error.abs().max().item(),
+            "train/q_mean": self.online.head.q_values(output).mean().item(),
+            "train/grad_norm": grad_norm.item(),
+            "train/learning_rate": cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"],
+            "train/updates": float(self.update_steps),
+            "replay/beta": self.experience.beta(self.env_steps),
+            "replay/size": float(len(self.memory)),
+            "replay/priority_max": self.memory.priority_max,
+            "replay/is_weight_mean": batch["is_weight_mean"],
+            "replay/effective_sample_size": batch["effective_sample_size"],
+            "replay/age_mean": batch["age_mean"],
+            "time/env_steps_per_second": steps / seconds if seconds > 0 else 0.0,
+        }
+        if episodes["num_episodes"]:
+            metrics["rollout/return_mean"] = episodes["mean"]
+            metrics["rollout/length_mean"] = episodes["length_mean"]
+        self._log(metrics)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counters always; what continues a run bit for bit only beside the optimiser's state."""
+        state: dict[str, Any] = {
+            "version": STATE_VERSION,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "update_steps": self.update_steps,
+            "evaluations_done": self._evaluations_done,
+            "best_evaluation_mean": self.best_evaluation_mean,
+            "newest_evaluation_mean": self.newest_evaluation_mean,
+            "recent_episodes": self.recent_episodes.window_state(),
+        }
+        if "optimizer_states" in checkpoint:
+            state["experience"] = self.experience.capture()
+            state["replay"] = self.memory.state_dict()
+            state["noise"] = self._noise.get_state()
+            state["global_rng"] = _get_global_rng()
+        checkpoint[STATE_KEY] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the counters and, to go on training, replay, episodes in progress and RNG streams.
+
+        Raises:
+            ValueError: the checkpoint is not ours, or of a newer version.
+        """
+        state = checkpoint.get(STATE_KEY)
+        if state is None:
+            raise ValueError("this checkpoint was not written by PERDQN: it has no perdqn entry")
+        if state["version"] > STATE_VERSION:
+            raise ValueError(
+                f"the checkpoint's format is {state['version']}, this perdqn reads up to {STATE_VERSION}; upgrade"
+            )
+        self.update_steps = state["update_steps"]
+        self._evaluations_done = state["evaluations_done"]
+        self.best_evaluation_mean = state["best_evaluation_mean"]
+        self.newest_evaluation_mean = state["newest_evaluation_mean"]
+        self.recent_episodes.load_window_state(state["recent_episodes"])
+        saved_rate = checkpoint["hyper_parameters"]["learner"]["learning_rate"]
+        self._learning_rate_changed = saved_rate != self.config.learner.learning_rate
+        is_fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if is_fitting and "replay" in state:
+            self.experience.restore(state["experience"])
+            self.memory.load_state_dict(state["replay"])
+            self._noise.set_state(state["noise"])
+            self._global_rng = state["global_rng"]
+            return
+        self.experience.restart(state["env_steps"], state["episodes"])
+        if is_fitting:
+            warnings.warn(
+                "the checkpoint holds no replay: training warms up again before it goes on, "
+                "and will differ from a run that was never interrupted",
+                stacklevel=2,
+            )
+
+
+def _get_global_rng() -> dict[str, Any]:
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+    }
+
+
+def _set_global_rng(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
