@@ -40,6 +40,7 @@ __all__ = [
     "format_config_summary",
     "from_dict",
     "get_config_summary",
+    "read",
     "row_bytes",
 ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -43,6 +43,7 @@ def check(
     spec: Any = None,
     available_bytes: int | None = None,
     trainer: Mapping[str, Any] | None = None,
+    known_faulty: Collection[str] = (),
 ) -> Report:
     """All that is wrong or unwise in ``config``.
 
@@ -50,21 +51,19 @@ def check(
         spec: the environment's `EnvSpec`; without it the replay's memory is not judged.
         available_bytes: memory the process may still take.
         trainer: arguments of the Trainer, those the user gave or all.
+        known_faulty: settings reported elsewhere, such as ``replay.alpha``; nothing is judged by their value.
     """
     if misplaced := _misplaced_sections(config):
         return Report(misplaced)
-    values = _flatten(config)
-    faults = {key: text for key, value in values.items() if (text := _own_fault(key, value))}
+    values = {key: value for key, value in _flatten(config).items() if key not in known_faulty}
+    faults = {key: text for key, value in values.items() if (text := own_fault(key, value))}
     report = Report(list(faults.values()))
+    sound = values.keys() - faults.keys()
     for rule in RULES:
-        if not faults.keys() & set(rule.keys):
+        if sound.issuperset(rule.keys):
             for finding in rule.judge(*(values[key] for key in rule.keys)):
                 (report.faults if isinstance(finding, Fault) else report.warnings).append(str(finding))
-    if (
-        spec is not None
-        and available_bytes is not None
-        and not any(key.startswith("replay.") for key in faults)
-    ):
+    if spec and available_bytes is not None and {"replay.capacity", "replay.memory_alert_fraction"} <= sound:
         _judge_memory(config, spec, available_bytes, report)
     report.faults += trainer_faults(trainer or {})
     return report
@@ -200,7 +199,7 @@ def _misplaced_sections(config: Config) -> list[str]:
     ]
 
 
-def _own_fault(key: str, value: Any) -> str | None:
+def own_fault(key: str, value: Any) -> str | None:
     """What is wrong with a value whatever the others are."""
     if must := _type_must(HINTS[key], value):
         return sentence(f"model.{key}", must, value, _type_remedy(HINTS[key], value))
@@ -251,11 +250,20 @@ def _is_class_spec(value: Any) -> bool:
 
 
 def _type_remedy(hint: Any, value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return f"write {int(value)}"
     if get_origin(hint) is Literal and (meant := nearest(str(value), get_args(hint))):
         return f"did you mean {meant}?"
+    if (hint is int or int in get_args(hint)) and (whole := _whole_number(value)) is not None:
+        return f"write {whole}"
     return ""
+
+
+def _whole_number(value: Any) -> int | None:
+    """The integer that ``2.0`` or ``1e5`` was probably meant to be."""
+    try:
+        number = float(value) if isinstance(value, float | str) else math.nan
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _path_fault(key: str, path: str, short_names: tuple[str, ...]) -> str | None:
