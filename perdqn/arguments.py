@@ -1,4 +1,4 @@
-"""How the command line spells a `ClassSpec`: ``--model.network.class_path``, ``--model.network.init_args.NAME``.
+"""How the command line spells a `ClassSpec`: by ``KEY.class_path`` and ``KEY.init_args.NAME``.
 
 Knows nothing about the settings themselves.
 
@@ -43,7 +43,7 @@ class ArgumentParser(LightningArgumentParser):
 
 def _class_specs(theclass: type) -> dict[str, ClassSpec]:
     """The defaults of the parameters annotated as `ClassSpec`."""
-    hints = get_type_hints(theclass.__init__)
+    hints = get_type_hints(theclass.__init__)  # type: ignore[misc]
     names = [name for name, hint in hints.items() if hint is ClassSpec]
     return {name: inspect.signature(theclass).parameters[name].default for name in names}
 

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import os
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -23,8 +24,8 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader
 
 from perdqn.config import Config, check, read
-from perdqn.config.checks import HINTS, own_fault
 from perdqn.config.trainer import trainer_faults
+from perdqn.config.values import HINTS, own_fault
 from perdqn.config.wording import nearest, sentence, shown, unknown
 
 
@@ -89,7 +90,8 @@ def collect(parser: ArgumentParser, argv: list[str]) -> list[str]:
     """
     names = Names.of(parser)
     gathered = _gather(parser, argv, names)
-    faults, units = gathered.faults, {}
+    faults = gathered.faults
+    units: dict[str, list[Given]] = {}
     for given in gathered.given:
         unit = names.unit_of(given.key)
         if unit is None:
@@ -112,15 +114,12 @@ def collect(parser: ArgumentParser, argv: list[str]) -> list[str]:
 def _judge_together(settings: dict[str, Any], known_faulty: set[str]) -> list[str]:
     own = {f.name for f in fields(Config)}
     config, faults = read({name: v for name, v in settings.get("model", {}).items() if name in own})
-    faulty = known_faulty | {key.rpartition(".")[0] for key in known_faulty} & HINTS.keys()
+    faulty = known_faulty | {key.partition(".")[0] for key in known_faulty if key not in HINTS}
     return faults + check(config, trainer=settings.get("trainer"), known_faulty=faulty).faults
 
 
 def _located(text: str, origin: str) -> str:
     return f"{text} (in {origin})" if origin else text
-
-
-# --- what the user gave
 
 
 def _gather(parser: ArgumentParser, argv: list[str], names: Names) -> Gathered:
@@ -131,10 +130,12 @@ def _gather(parser: ArgumentParser, argv: list[str], names: Names) -> Gathered:
         token = tokens.pop(0)
         name, has_value, value = token.partition("=")
         if not token.startswith("-") or token == "--":
-            found.faults.append(f"{token} is not an option; settings are given as --name=value or --name value")
+            found.faults.append(
+                f"{token} is not an option; settings are given as --name=value or --name value"
+            )
             continue
         action = parser._option_string_actions.get(name)
-        if action is not None and action.nargs in (0, "?"):
+        if name == "--print_config" or (action is not None and action.nargs == 0):
             continue
         if not has_value:
             if not tokens or tokens[0].startswith("--"):
@@ -190,7 +191,9 @@ def _gather_tree(
         known = sorted(name for name in names.units if name.startswith(f"{key}."))
         example = next((n for n in known if n.endswith((".id", ".class_path"))), None)
         remedy = f"write {example}: {shown(tree)}" if example and isinstance(tree, str) else ""
-        found.faults.append(_located(sentence(key or "a config", "hold settings by name", tree, remedy), origin))
+        found.faults.append(
+            _located(sentence(key or "a config", "hold settings by name", tree, remedy), origin)
+        )
         return
     for name, value in tree.items():
         inner = f"{key}.{name}" if key else str(name)
@@ -212,9 +215,6 @@ def _load(parser: ArgumentParser, text: str) -> Any:
         return get_loader(parser.parser_mode)(text)
     except (yaml.YAMLError, ValueError):
         return text
-
-
-# --- what the parser says to it
 
 
 @contextmanager
@@ -284,14 +284,13 @@ def _is_scalar(unit: str) -> bool:
 def _type_words(hint: Any) -> str:
     """The type as a phrase: ``an integer or null``."""
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
+    origin, inner = get_origin(hint), get_args(hint)
     if hint in words:
         return words[hint]
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (list, set, tuple) or getattr(get_origin(hint), "__name__", "") == "Iterable":
-        return f"a list of {_type_words(get_args(hint)[0])}"
-    if get_origin(hint) is dict:
-        return "a dict"
-    if get_origin(hint) is Union or type(hint).__name__ == "UnionType":
-        return " or ".join(dict.fromkeys(_type_words(option) for option in get_args(hint)))
-    return getattr(hint, "__name__", str(hint))
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(" or ".join(map(_type_words, inner)).split(" or ")))
+    if origin in (list, set, tuple, Iterable):
+        return f"a list of {_type_words(inner[0])}"
+    return "a dict" if origin is dict else getattr(hint, "__name__", str(hint))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from perdqn.config.checks import updates_in_budget
+from perdqn.config.rules import updates_in_budget
 from perdqn.config.settings import Config
 from perdqn.config.wording import shown
 
@@ -64,7 +64,7 @@ def format_config_summary(summary: dict[str, Any]) -> str:
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
+    flat: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{name}.")

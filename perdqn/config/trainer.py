@@ -5,6 +5,7 @@ Knows nothing about Lightning: names and values only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,49 +27,42 @@ class Refusal:
     remedy: str
 
 
-def _one_of(*allowed: Any) -> Callable[[Any], bool]:
-    return lambda value: not isinstance(value, bool) and value in allowed or value is None
+def _only(*allowed: Any) -> Callable[[Any], bool]:
+    """Nothing given, or one of ``allowed`` in its type: 1 batch is not all (1.0) of them."""
+    return lambda value: value is None or any(value == a and type(value) is type(a) for a in allowed)
 
 
 def _is_one_device(value: Any) -> bool:
-    return value in (None, "auto", "1") or value == 1 or (isinstance(value, list | tuple) and len(value) == 1)
+    return value in (None, "auto", 1, "1") or (isinstance(value, list | tuple) and len(value) == 1)
+
+
+def _is_duration(value: Any) -> bool:
+    return not isinstance(value, str) or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value.strip()) is not None
 
 
 _EPOCH = "the run is one epoch, ended by its own budget: use model.total_env_steps or trainer.max_steps"
 _EVALUATION = "evaluations are counted in env steps: use model.evaluation.every_env_steps"
+_BATCH = "batches are drawn anew with the newest priorities: use model.learner.batch_size"
+_CLIPPING = "updates clip their own gradients: use model.learner.max_grad_norm"
+_BAREBONES = "it turns off the checkpoints and evaluations a run consists of"
 _ONE_DEVICE = "acting, replay and learning share one process: start one run per seed instead"
 
 REFUSED = {
-    "accumulate_grad_batches": Refusal(
-        _one_of(1),
-        "stay 1",
-        "every batch is drawn with the newest priorities: raise model.learner.batch_size",
-    ),
-    "limit_train_batches": Refusal(_one_of(1.0), "stay unset", _EPOCH),
-    "overfit_batches": Refusal(
-        _one_of(0),
-        "stay 0",
-        "there is no fixed data set to overfit: lower model.replay.capacity for a small replay",
-    ),
-    "val_check_interval": Refusal(_one_of(1.0), "stay unset", _EVALUATION),
-    "check_val_every_n_epoch": Refusal(_one_of(1), "stay 1", _EVALUATION),
-    "max_epochs": Refusal(_one_of(-1, 1), "be null, -1 or 1", _EPOCH),
-    "min_epochs": Refusal(_one_of(0, 1), "stay unset", _EPOCH),
-    "min_steps": Refusal(_one_of(0), "stay unset", _EPOCH),
-    "reload_dataloaders_every_n_epochs": Refusal(
-        _one_of(0), "stay 0", "the run is one epoch and its loader the replay"
-    ),
-    "gradient_clip_val": Refusal(
-        _one_of(), "stay unset", "updates clip by themselves: use model.learner.max_grad_norm"
-    ),
-    "gradient_clip_algorithm": Refusal(
-        _one_of(), "stay unset", "updates clip by norm by themselves: use model.learner.max_grad_norm"
-    ),
+    "accumulate_grad_batches": Refusal(_only(1), "stay 1", _BATCH),
+    "limit_train_batches": Refusal(_only(1.0), "stay unset", _EPOCH),
+    "overfit_batches": Refusal(_only(0, 0.0), "stay 0", _BATCH),
+    "val_check_interval": Refusal(_only(1.0), "stay unset", _EVALUATION),
+    "check_val_every_n_epoch": Refusal(_only(1), "stay 1", _EVALUATION),
+    "max_epochs": Refusal(_only(-1, 1), "be null, -1 or 1", _EPOCH),
+    "min_epochs": Refusal(_only(0, 1), "stay unset", _EPOCH),
+    "min_steps": Refusal(_only(0), "stay unset", _EPOCH),
+    "reload_dataloaders_every_n_epochs": Refusal(_only(0), "stay 0", _EPOCH),
+    "gradient_clip_val": Refusal(_only(), "stay unset", _CLIPPING),
+    "gradient_clip_algorithm": Refusal(_only(), "stay unset", _CLIPPING),
     "devices": Refusal(_is_one_device, "be one device", _ONE_DEVICE),
-    "num_nodes": Refusal(_one_of(1), "stay 1", _ONE_DEVICE),
-    "barebones": Refusal(
-        lambda value: not value, "stay false", "checkpoints and evaluations need what it turns off"
-    ),
+    "num_nodes": Refusal(_only(1), "stay 1", _ONE_DEVICE),
+    "barebones": Refusal(_only(False), "stay false", _BAREBONES),
+    "max_time": Refusal(_is_duration, "read DD:HH:MM:SS", "use 00:01:30:00 for one and a half hours"),
 }
 
 

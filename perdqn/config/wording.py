@@ -30,11 +30,18 @@ def unknown(key: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like ``name``: by its last part first, since the path before it is often left out."""
-    known = list(known)
-    whole = get_close_matches(name, known, n=1, cutoff=0.6)
-    by_last_part = {other.rpartition(".")[2]: other for other in reversed(known)}
-    last = get_close_matches(name.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)
-    if last and (not whole or by_last_part[last[0]].startswith(name.rpartition(".")[0])):
-        return by_last_part[last[0]]
-    return whole[0] if whole else None
+    """The known name most like the dotted ``name``: beside it, else with that last part, else as a whole."""
+    known = [other for other in known if not name.startswith(f"{other}.")]
+    parent, _, last = name.rpartition(".")
+    beside = [other for other in known if other.rpartition(".")[0] == parent]
+    return (
+        _nearest_last_part(last, beside, cutoff=0.6)
+        or _nearest_last_part(last, known, cutoff=0.8)
+        or next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None)
+    )
+
+
+def _nearest_last_part(last: str, known: list[str], cutoff: float) -> str | None:
+    full_names = {other.rpartition(".")[2]: other for other in reversed(known)}
+    found = get_close_matches(last, full_names, n=1, cutoff=cutoff)
+    return full_names[found[0]] if found else None
