@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from perdqn.config import ClassSpec
@@ -56,39 +56,56 @@ def check_init_args(
     target: Callable[..., Any], init_args: Mapping[str, Any], setting: str, *args: Any, **given: Any
 ) -> None:
     """Raise ValueError with all that keeps ``target(*args, **given, **init_args)`` from being called."""
-    try:
-        signature = inspect.signature(target)
-    except ValueError:  # some classes written in C have none
+    signature = _signature(target)
+    if signature is None:
         return
-    name = getattr(target, "__name__", repr(target))
     taken = {*list(signature.parameters)[: len(args)], *given}
-    free = [p for p in _named(signature) if p not in taken]
-    faults = []
-    for key in init_args:
-        typed = f"{setting}.init_args.{key}"
-        if key in taken:
-            faults.append(f"{typed} is filled in by perdqn; remove it")
-        elif key not in free and not _takes_any_name(signature):
-            takes = f"{name} takes {', '.join(free)}" if free else f"{name} takes no arguments"
-            faults.append(f"{typed} does not exist: {takes}{_nearest(key, free)}")
+    faults = [*_misnamed(target, signature, init_args, taken, setting)]
     faults += [
-        f"{setting}.init_args.{key} is missing: {name} cannot be made without it"
-        for key in free
-        if key not in init_args and signature.parameters[key].default is inspect.Parameter.empty
+        f"{setting}.init_args.{name} is missing: {_name(target)} cannot be made without it"
+        for name in _named(signature)
+        if name not in {*taken, *init_args} and signature.parameters[name].default is inspect.Parameter.empty
     ]
     if not faults:
         try:
             signature.bind(*args, **given, **init_args)
         except TypeError as error:
-            faults.append(f"{setting}: {name}{signature} cannot be called as perdqn does: {error}")
+            faults.append(f"{setting}: {_name(target)}{signature} cannot be called as perdqn does: {error}")
     if faults:
         raise ValueError("; ".join(faults))
 
 
 def accepts(target: Callable[..., Any], name: str) -> bool:
     """Whether ``target`` can be called with the keyword argument ``name``."""
-    signature = inspect.signature(target)
-    return name in _named(signature) or _takes_any_name(signature)
+    signature = _signature(target)
+    return signature is not None and (name in _named(signature) or _takes_any_name(signature))
+
+
+def _misnamed(
+    target: Callable[..., Any],
+    signature: inspect.Signature,
+    init_args: Mapping[str, Any],
+    taken: Container[str],
+    setting: str,
+) -> Iterator[str]:
+    free = [name for name in _named(signature) if name not in taken]
+    for name in init_args:
+        if name in taken:
+            yield f"{setting}.init_args.{name} is filled in by perdqn; remove it"
+        elif name not in free and not _takes_any_name(signature):
+            takes = f"{_name(target)} takes {', '.join(free) or 'no arguments'}"
+            yield f"{setting}.init_args.{name} does not exist: {takes}{_nearest(name, free)}"
+
+
+def _signature(target: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(target)
+    except ValueError:  # some classes written in C have none
+        return None
+
+
+def _name(target: Callable[..., Any]) -> str:
+    return getattr(target, "__name__", repr(target))
 
 
 def _import(path: str, setting: str) -> Any:

@@ -37,8 +37,8 @@ def test_dueling_head_adds_the_advantages_less_their_mean_to_the_value() -> None
     head = ExpectedHead(2, 3)
     set_linear(head.value, [[1, 1]], [0])
     set_linear(head.advantage, [[1, 0], [0, 1], [1, 1]], [0, 0, 1])
-    # V = 7; A = 2, 5, 8 with mean 5
-    assert_close(head(tensor([[2.0, 5.0]])), tensor([[4.0, 7.0, 10.0]]))
+    # V = 7; A = 2, 5, 8 with mean 5; and V = 1; A = 1, 0, 2 with mean 1
+    assert_close(head(tensor([[2.0, 5.0], [1.0, 0.0]])), tensor([[4.0, 7.0, 10.0], [1.0, 0.0, 2.0]]))
 
 
 def test_hidden_size_gives_each_stream_a_layer_of_its_own() -> None:
@@ -46,6 +46,14 @@ def test_hidden_size_gives_each_stream_a_layer_of_its_own() -> None:
     shapes = sorted(tuple(p.shape) for p in head.parameters() if p.ndim == 2)
     assert shapes == [(1, 7), (4, 7), (7, 3), (7, 3)]
     assert head(torch.zeros(2, 3)).shape == (2, 4)
+
+
+def test_hidden_layer_of_a_stream_is_rectified() -> None:
+    head = ExpectedHead(1, 1, dueling=False, hidden_size=2)
+    first, *_, last = head.advantage.children()
+    set_linear(first, [[1], [-1]], [0, 0])
+    set_linear(last, [[1, 1]], [0])
+    assert_close(head(tensor([[-3.0], [2.0]])), tensor([[3.0], [2.0]]))  # the absolute value
 
 
 def test_greedy_takes_the_lowest_of_equal_actions() -> None:

@@ -189,7 +189,17 @@ def test_nature_cnn_is_the_papers_network() -> None:
     shapes = [tuple(p.shape) for p in cnn.parameters() if p.ndim > 1]
     assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136)]
     assert sum(math.prod(p.shape) for p in cnn.parameters()) == 1_684_128
-    assert cnn(torch.rand(2, 4, 84, 84)).shape == (2, cnn.num_features)
+    assert cnn.num_features == 512
+
+
+def test_nature_cnn_rectifies_every_layer() -> None:
+    cnn = NatureCNN((2, 44, 44), hidden_size=64).double()
+    w1, b1, w2, b2, w3, b3, w4, b4 = cnn.parameters()
+    x = torch.rand(3, 2, 44, 44, dtype=torch.float64)
+    y = functional.conv2d(x, w1, b1, stride=4).relu()
+    y = functional.conv2d(y, w2, b2, stride=2).relu()
+    y = functional.conv2d(y, w3, b3).relu()
+    assert_close(cnn(x), functional.linear(y.flatten(1), w4, b4).relu())
 
 
 @pytest.mark.parametrize("size", [(36, 36), (36, 50), (210, 160)])
@@ -236,6 +246,8 @@ def test_torso_refuses_empty_layers_by_name(network: str, init_args: dict[str, A
         (box((5, 5)), MLP),
         (box((10, 10, 4), bool), MinAtarCNN),
         (box((7, 7, 3), np.uint8), MinAtarCNN),
+        (box((35, 84)), MinAtarCNN),
+        (box((36, 36)), NatureCNN),
         (box((84, 84), np.uint8, frame_stack=4), NatureCNN),
         (box((96, 96, 3), np.uint8, frame_stack=4), NatureCNN),
     ],
@@ -301,6 +313,12 @@ def test_network_hands_noise_to_the_modules_that_declare_it() -> None:
         outputs.append(network(obs))
     assert torch.equal(outputs[0], outputs[2])
     assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_noise_of_a_head_is_found_too() -> None:
+    torso = NoisyTorso((4,))
+    head = nn.Sequential(NoisyTorso((8,)), ExpectedHead(8, 3))
+    assert QNetwork(Encoder(box((4,))), torso, head).stochastic_modules() == [torso, head[0]]
 
 
 def test_deterministic_network_draws_nothing() -> None:
