@@ -1,0 +1,303 @@
+"""From a command line to a module and a trainer, by way of LightningCLI.
+
+Knows nothing about what is done with them.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import psutil
+import torch
+import yaml
+from holdfast import BoundaryCheckpoint
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from perdqn import faults
+from perdqn.acting.environment import MissingExtra, describe
+from perdqn.arguments import ArgumentParser
+from perdqn.config import (
+    Config,
+    ConfigError,
+    Report,
+    check,
+    format_config_summary,
+    get_config_summary,
+    read,
+)
+from perdqn.learning.networks import build_network
+from perdqn.module import PERDQN
+from perdqn.replay.memory import memory_limit
+from perdqn.run.best import BestCheckpoint
+from perdqn.run.dashboard import Dashboard
+from perdqn.run.folder import RunFolder, claim_run
+from perdqn.run.progress import RunProgress
+from perdqn.run.record import RunRecord
+from perdqn.run.stopping import GracefulStop
+from perdqn.transition import EnvSpec
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "default_root_dir": ".",
+}
+PARSER_SETTINGS = {
+    "allow_abbrev": False,
+    "default_env": True,
+    "env_prefix": "PERDQN",
+    "exit_on_error": False,
+}
+ONE_COMMAND = ("ckpt_path", "best", "out", "video")  # options that belong to a command, not to a run
+
+
+class RunCLI(LightningCLI):
+    """Settings parsed and checked; for all commands but ``check``, module and trainer built.
+
+    Args:
+        command: who asks, for the help.
+        argv: options of that command.
+        resumed: the run that goes on; its settings are ``argv``'s first ``--config``.
+        told: the command line as typed, kept in the run's summary.
+
+    Raises:
+        ConfigError: all that is wrong with the settings.
+    """
+
+    def __init__(
+        self, command: str, argv: list[str], resumed: RunFolder | None = None, told: str = ""
+    ) -> None:
+        self.command, self.resumed, self.told = command, resumed, told
+        self.folder: RunFolder | None = None
+        self.changes: list[str] = []
+        super().__init__(
+            PERDQN,
+            args=argv,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_class=ArgumentParser,
+            parser_kwargs={"prog": f"perdqn {command}", "description": None, **PARSER_SETTINGS},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # -- parsing and checking
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+        parser.add_lightning_class_args(PERDQN, "model")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self.command == "fit":
+            text = "start a new run from this checkpoint; `perdqn resume` continues the old one"
+            parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
+        if self.command in ("validate", "test"):
+            parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
+            parser.add_argument("--out", type=str | None, default=None, help="write the statistics as JSON")
+            text = "record one episode as .gif or .mp4"
+            parser.add_argument("--video", type=str | None, default=None, help=text)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise ConfigError(faults.collect(parser, args) or [" ".join(str(error).split())]) from None
+
+    def before_instantiate_classes(self) -> None:
+        self._dump_config()
+        self.settings, misread = read(self.config_dump["model"])
+        self.report, self.spec = inspect_settings(self.settings, self.config_dump["trainer"])
+        if found := misread + self.report.faults:
+            raise ConfigError(found)
+        if self.resumed is not None:
+            self.changes = self._get_changes(self.resumed)
+
+    def _get_changes(self, run: RunFolder) -> list[str]:
+        """Each setting that differs from the run's own, as ``name: old -> new``."""
+        before = flatten(_to_dict(self.parser, self.parser.parse_args(["--config", str(run.config)])))
+        now = flatten(self.config_dump)
+        names = [name for name in {**before, **now} if name.split(".")[0] not in (*ONE_COMMAND, "config")]
+        return [
+            f"{n}: {_spell(before.get(n))} -> {_spell(now.get(n))}"
+            for n in names
+            if before.get(n) != now.get(n)
+        ]
+
+    @property
+    def config_text(self) -> str:
+        """The resolved settings, usable as ``--config``."""
+        kept = self.config.clone()
+        for name in ("config", *ONE_COMMAND):
+            kept.pop(name, None)
+        return str(self.parser.dump(kept, skip_none=False, skip_validation=True))
+
+    # -- building
+
+    def instantiate_classes(self) -> None:
+        if self.command in ("validate", "test"):
+            self.config.trainer.logger, self.config.trainer.callbacks = False, None
+            self.config.trainer.enable_checkpointing = False
+        if self.resumed is not None:
+            _keep_loggers_in(self.resumed, self.config.trainer.logger)
+        if self.command != "check":
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given = self.config_init.trainer
+        own: list[Callback] = _as_list(given.callbacks)
+        if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in own):
+            own.append(RunProgress())
+        if self.command in ("fit", "resume"):
+            kwargs["logger"] = self._open_folder(given)
+            own += self._get_run_callbacks(given.enable_checkpointing is not False)
+        return super().instantiate_trainer(callbacks=own, **kwargs)
+
+    def _open_folder(self, given: Any) -> Any:
+        """Choose the run's folder; returns the trainer's loggers."""
+        loggers = given.logger
+        if given.fast_dev_run:
+            return loggers
+        root = Path(given.default_root_dir or ".")
+        if self.resumed is not None:
+            self.folder = self.resumed
+        elif (log_dir := _get_log_dir(_as_list(loggers))) is not None:
+            self.folder = RunFolder(log_dir)
+        else:
+            self.folder = claim_run(root)
+        if loggers is None or loggers is True:
+            path = self.folder.path
+            return TensorBoardLogger(
+                path.parent.parent, name=path.parent.name, version=path.name, default_hp_metric=False
+            )
+        return loggers
+
+    def _get_run_callbacks(self, with_checkpoints: bool) -> list[Callback]:
+        self.boundary: BoundaryCheckpoint | None = None
+        self.record: RunRecord | None = None
+        self.stop = GracefulStop(self._request_stop)
+        callbacks: list[Callback] = [self.stop]
+        if self.folder is None:
+            return callbacks
+        summary = format_config_summary(get_config_summary(self.settings))
+        texts = {self.folder.config.name: self.config_text, self.folder.config_summary.name: summary}
+        self.record = RunRecord(self.folder, texts, {"command": self.told, "changes": self.changes})
+        callbacks += [self.record, Dashboard()]
+        if with_checkpoints:
+            self.boundary = BoundaryCheckpoint(self.folder.checkpoints)
+            callbacks += [BestCheckpoint(self.folder.best), self.boundary]
+        return callbacks
+
+    def _request_stop(self) -> None:
+        if self.boundary is None:
+            raise KeyboardInterrupt
+        self.boundary.request_stop()
+
+
+def parser_of(command: str) -> LightningArgumentParser:
+    """The parser of one command, nothing parsed with it."""
+    return ParserOnly(command, []).parser
+
+
+class ParserOnly(RunCLI):
+    """Ends where `RunCLI` begins to parse."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = Namespace()
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def inspect_settings(config: Config, trainer: dict[str, Any]) -> tuple[Report, EnvSpec | None]:
+    """All that is wrong, the environment and the memory it needs included; the spec where there is one."""
+    report = check(config, trainer=trainer)
+    if any(fault.startswith("model.env") for fault in report.faults):
+        return report, None
+    try:
+        spec = describe(config.env)
+    except (ValueError, gymnasium.error.Error) as error:
+        report.faults.append(_located(error, f"model.env.id {config.env.id}"))
+        return report, None
+    report = check(config, spec=spec, available_bytes=get_available_bytes(), trainer=trainer)
+    if not report.faults:
+        report.faults += _try_network(config, spec)
+    return report, spec
+
+
+def _try_network(config: Config, spec: EnvSpec) -> list[str]:
+    """What keeps the network from being built; without memory or random numbers."""
+    try:
+        with torch.device("meta"):
+            build_network(spec, config.network, config.head, config.learner)
+    except ValueError as error:
+        return [_located(error, "model.network")]
+    return []
+
+
+def _located(error: Exception, key: str) -> str:
+    """The error's text, behind the setting it is about."""
+    return str(error) if "model." in str(error) or isinstance(error, MissingExtra) else f"{key}: {error}"
+
+
+def get_available_bytes() -> int:
+    """Memory this process may still take."""
+    free_here = memory_limit() - psutil.Process().memory_info().rss
+    return min(free_here, psutil.virtual_memory().available)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name; an empty dict is a leaf."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        nested = isinstance(value, dict) and value
+        leaves |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return leaves
+
+
+def warn(texts: Iterable[str]) -> None:
+    for text in texts:
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _to_dict(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
+    return dict(yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True)))
+
+
+def _spell(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _get_log_dir(loggers: list[Logger]) -> Path | None:
+    """Where the first logger that has a folder of its own per run writes."""
+    folders = (getattr(logger, "log_dir", None) for logger in loggers)
+    return next((Path(folder) for folder in folders if folder), None)
+
+
+def _keep_loggers_in(run: RunFolder, loggers: Any) -> None:
+    """Let loggers that choose a folder per run choose this one."""
+    for logger in _as_list(loggers):
+        init_args = logger.get("init_args") or {}
+        if {"save_dir", "name", "version"} <= set(init_args.keys()) and "project" not in init_args:
+            init_args.save_dir, init_args.name = str(run.path.parent.parent), run.path.parent.name
+            init_args.version = run.path.name

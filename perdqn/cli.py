@@ -1,0 +1,380 @@
+"""The commands of `perdqn`.
+
+Knows nothing about how an agent is trained, only how a run is started, continued, ended and read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import pickle
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from perdqn import handover, shipped
+from perdqn.acting.environment import MissingExtra, episode_seed
+from perdqn.assembly import RunCLI, warn
+from perdqn.config import ConfigError, format_config_summary, get_config_summary, row_bytes
+from perdqn.module import PERDQN
+from perdqn.run.dashboard import log_score
+from perdqn.run.folder import RunFolder, RunNotFound, find_checkpoint, write_whole
+from perdqn.run.summary import (
+    format_evaluation,
+    format_table,
+    get_evaluation,
+    get_figures,
+    get_resume_command,
+)
+
+QUIET = (
+    ".*isinstance\\(treespec, LeafSpec\\).* is deprecated",  # Lightning 2.6 beside torch 2.13
+    "Checkpoint directory .* exists and is not empty",  # a resumed run's own
+    ".*does not have many workers",
+    "GPU available but not used",
+    "Experiment logs directory .* exists and is not empty",
+    ".*`dataloader_iter`",  # the step flavour the module is written for
+)
+ASKING = ("-h", "--help", "--print_config")
+
+
+class Refused(ValueError):
+    """A command that cannot be carried out, with the reason."""
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Exit code of one command; what the user can mend is said in one line each, without a traceback."""
+    expected = (Refused, RunNotFound, MissingExtra, MisconfigurationException, argparse.ArgumentError)
+    try:
+        with _quiet():
+            return COMMANDS[command](argv)
+    except ConfigError as error:
+        return _refuse(command, error.faults)
+    except expected as error:
+        return _refuse(command, [str(error)])
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 1
+
+
+# -- training
+
+
+def fit(argv: list[str]) -> int:
+    """Train; returns the exit code."""
+    cli = RunCLI("fit", _expand(argv), told=_spell("fit", argv))
+    return _train(cli, cli.config.ckpt_path)
+
+
+def resume(argv: list[str]) -> int:
+    """Go on with a run in its own folder."""
+    if _is_asking(argv):
+        return _ask("resume", argv)
+    reference, options = _split_reference(argv)
+    run, checkpoint = find_checkpoint(reference, _get_root(options))
+    options = _expand(options)
+    if not run.config.is_file():
+        raise Refused(f"{checkpoint} has no {run.config} beside it; start anew with `perdqn fit --ckpt_path`")
+    told = _spell("resume", argv)
+    cli = RunCLI("resume", ["--config", str(run.config), *options], resumed=run, told=told)
+    _refuse_finished(cli, run)
+    print(f"resuming {checkpoint}")
+    for change in cli.changes:
+        print(f"  changed {change}")
+    return _train(cli, str(checkpoint))
+
+
+def _refuse_finished(cli: RunCLI, run: RunFolder) -> None:
+    """Say so where nothing is left to do, before anything is touched."""
+    done, budget = run.read_summary(), cli.settings
+    for unit, total in (("env_steps", budget.total_env_steps), ("episodes", budget.total_episodes)):
+        if total is not None and done.get("status") == "completed" and done.get(unit, 0) >= total:
+            more = f"give it more, such as --model.total_{unit} {2 * total}"
+            raise Refused(f"{run.path} has finished its {total:,} {unit.replace('_', ' ')}; {more}")
+
+
+def _train(cli: RunCLI, checkpoint: str | None) -> int:
+    warn(cli.report.warnings)
+    if cli.folder is not None:
+        print(f"run folder {cli.folder.path}")
+    with _naming_failure(cli):
+        code = _fit(cli, checkpoint)
+        final = None if code else _evaluate_finally(cli)
+    status, reason = _get_outcome(cli, code)
+    figures = _close(cli, status, reason, final)
+    if cli.folder is None:
+        print(f"{status}: {reason}")
+    elif code:
+        resumable = cli.folder.last.is_file()
+        hint = f"; go on with: {get_resume_command(cli.folder.path)}" if resumable else ", before any save"
+        print(f"{status} at {figures['env_steps']:,} env steps{hint}")
+    else:
+        print(format_table(figures, cli.folder))
+    return code
+
+
+def _fit(cli: RunCLI, checkpoint: str | None) -> int:
+    """Train; returns 0, or 128 and the number of the signal that ended it."""
+    try:
+        cli.trainer.fit(cli.model, ckpt_path=checkpoint)
+    except (SystemExit, KeyboardInterrupt):
+        return 128 + int(cli.stop.received or 2)
+    finally:
+        cli.stop.release()
+        if cli.record is not None:
+            cli.record.stop_clock()
+    return 0
+
+
+def _evaluate_finally(cli: RunCLI) -> dict[str, float | None]:
+    """The final policy on episodes never used to choose anything."""
+    cli.trainer.test(cli.model, verbose=False)
+    return get_evaluation(cli.trainer.callback_metrics, "test")
+
+
+def _get_outcome(cli: RunCLI, code: int) -> tuple[str, str]:
+    """Status and the reason for the end."""
+    reason, trainer = cli.model.stop_reason, cli.trainer
+    if code:
+        return "interrupted", cli.stop.received.name if cli.stop.received else "KeyboardInterrupt"
+    if reason is not None:
+        return ("stopped at target" if "target" in reason else "completed"), reason
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return "stopped", f"trainer.max_steps of {trainer.max_steps} reached"
+    limited = trainer.max_time if hasattr(trainer, "max_time") else cli.config.trainer.max_time
+    return "stopped", f"trainer.max_time of {limited} reached" if limited else "a callback asked for it"
+
+
+@contextlib.contextmanager
+def _naming_failure(cli: RunCLI) -> Iterator[None]:
+    """Leave a truthful summary behind where training fails, and let the failure go on."""
+    try:
+        yield
+    except BaseException as error:
+        _close(cli, "failed", f"{type(error).__name__}: {error}", None)
+        if cli.folder is not None and cli.folder.last.is_file():
+            print(f"failed; go on with: {get_resume_command(cli.folder.path)}", file=sys.stderr)
+        raise
+
+
+def _close(cli: RunCLI, status: str, reason: str, final: dict[str, Any] | None) -> dict[str, Any]:
+    """The run's figures, also written to its folder."""
+    if cli.record is None or cli.folder is None:
+        return get_figures(cli.model, 0.0, final)
+    figures = {
+        "status": status,
+        "stop_reason": reason,
+        **get_figures(cli.model, cli.record.seconds, final),
+        "command": cli.told,
+        "changes": cli.changes,
+    }
+    with contextlib.suppress(OSError):  # a full disk must not hide why training failed
+        cli.folder.write_summary(figures)
+    if final is not None:
+        log_score(cli.trainer, cli.model.hparams, final["mean"], cli.model.env_steps)
+    return figures
+
+
+# -- reading
+
+
+def validate(argv: list[str]) -> int:
+    """Evaluate a checkpoint on the episodes it was chosen by."""
+    return _evaluate("validate", argv)
+
+
+def test(argv: list[str]) -> int:
+    """Evaluate a checkpoint on episodes never used to choose anything."""
+    return _evaluate("test", argv)
+
+
+def _evaluate(command: str, argv: list[str]) -> int:
+    if _is_asking(argv):
+        return _ask(command, argv)
+    reference, options = _split_reference(argv)
+    run, checkpoint = find_checkpoint(reference, _get_root(options), best="--best" in options)
+    saved = _read_checkpoint(checkpoint)
+    settings = ["--config", str(run.config)] if run.config.is_file() else _spell_settings(saved)
+    cli = RunCLI(command, [*settings, *_expand(options)])
+    warn(cli.report.warnings)
+    try:
+        cli.model.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        raise Refused(f"{checkpoint} does not fit the settings: {error}") from None
+    getattr(cli.trainer, command)(cli.model, verbose=False)
+    statistics = get_evaluation(cli.trainer.callback_metrics, "eval" if command == "validate" else "test")
+    num_episodes = getattr(cli.settings.evaluation, "episodes" if command == "validate" else "test_episodes")
+    _report(cli, {"checkpoint": str(checkpoint), "episodes": num_episodes, **statistics})
+    return 0
+
+
+def _report(cli: RunCLI, figures: dict[str, Any]) -> None:
+    print(f"checkpoint  {figures['checkpoint']}")
+    print(f"episodes    {figures['episodes']}, {figures['length_mean'] or 0:,.1f} steps each")
+    print(f"return      {format_evaluation(figures)}")
+    if cli.config.video:
+        figures |= _record(cli, Path(cli.config.video))
+    if cli.config.out:
+        write_whole(Path(cli.config.out), json.dumps(figures, indent=2, allow_nan=False) + "\n")
+        print(f"figures     {cli.config.out}")
+
+
+def _record(cli: RunCLI, path: Path) -> dict[str, Any]:
+    from perdqn.recording import record
+
+    try:
+        played = record(cli.model, path, seed=episode_seed(cli.settings.seed, "record", 0, 0))
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    print(f"video       {path}, return {played.episode_return:,.1f} in {played.length} steps")
+    return {"video": str(path), "video_return": played.episode_return}
+
+
+def check(argv: list[str]) -> int:
+    """Judge the settings without training."""
+    cli = RunCLI("check", _expand(argv))
+    if cli.spec is None:
+        raise Refused("the environment could not be looked at")
+    needed = cli.settings.replay.capacity * row_bytes(cli.spec)
+    print(format_config_summary(get_config_summary(cli.settings)))
+    print(f"the replay needs {needed / 2**20:,.1f} MiB")
+    warn(cli.report.warnings)
+    print("no faults")
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """Write a checkpoint's policy as a program."""
+    parser = argparse.ArgumentParser("perdqn export", description="Write a checkpoint's policy as a program.")
+    parser.add_argument("run", nargs="?", help="run folder or checkpoint; the newest run where left out")
+    parser.add_argument("--to", required=True, help="policy.onnx, or policy.pt2 for torch.export")
+    parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
+    parser.add_argument("--trainer.default_root_dir", dest="root", default=".", help="where runs lie")
+    given = parser.parse_args(argv)
+    _, checkpoint = find_checkpoint(given.run, Path(given.root), given.best)
+    _read_checkpoint(checkpoint)
+    module = PERDQN.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        difference = handover.export(module, Path(given.to))
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    print(f"{given.to} agrees with the network to {difference:.1e}")
+    return 0
+
+
+def completion(argv: list[str]) -> int:
+    """Print a shell's completion script."""
+    from perdqn.completion import SHELLS, get_script
+
+    shell = argv[0] if argv else Path(os.environ.get("SHELL", "bash")).name
+    if shell not in SHELLS:
+        raise Refused(f"perdqn completion knows {', '.join(SHELLS)}, got {shell}")
+    print(get_script(shell))
+    return 0
+
+
+COMMANDS = {
+    "fit": fit,
+    "resume": resume,
+    "validate": validate,
+    "test": test,
+    "check": check,
+    "export": export,
+    "completion": completion,
+}
+
+
+# -- the command line
+
+
+def _expand(argv: list[str]) -> list[str]:
+    """Shipped configs by file name, also in the environment variable."""
+    try:
+        if "PERDQN_CONFIG" in os.environ:
+            os.environ["PERDQN_CONFIG"] = shipped.find_config(os.environ["PERDQN_CONFIG"])
+        return shipped.expand(argv)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def _split_reference(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The run or checkpoint, which stands first, and the options."""
+    return (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+
+
+def _get_root(options: list[str]) -> Path:
+    """Where runs lie, known before the settings are: the newest run's are what is looked for."""
+    name = "--trainer.default_root_dir"
+    root = os.environ.get("PERDQN_TRAINER__DEFAULT_ROOT_DIR", ".")
+    for i, option in enumerate(options):
+        if option.startswith(f"{name}="):
+            root = option.partition("=")[2]
+        elif option == name and i + 1 < len(options):
+            root = options[i + 1]
+    return Path(root)
+
+
+def _is_asking(argv: list[str]) -> bool:
+    return any(argument.partition("=")[0] in ASKING or argument.endswith(".help") for argument in argv)
+
+
+def _ask(command: str, argv: list[str]) -> int:
+    """Let the parser print what it was asked for."""
+    if command == "resume":
+        print("perdqn resume [RUN|CHECKPOINT] [options]: options are those of fit, and win over the run's\n")
+    RunCLI(command, _expand(_split_reference(argv)[1]))
+    return 0
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise Refused(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    if not isinstance(saved, dict) or "state_dict" not in saved:
+        raise Refused(f"{path} is no checkpoint: it has no state_dict")
+    return saved
+
+
+def _spell_settings(saved: dict[str, Any]) -> list[str]:
+    """A checkpoint's own settings as an option, where no config.yaml lies beside it."""
+    return ["--model", json.dumps(saved.get("hyper_parameters", {}))]
+
+
+def _spell(command: str, argv: list[str]) -> str:
+    return shlex.join(["perdqn", command, *argv])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's tips and known noise kept off the screen; anything else is shown in one line."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _refuse(command: str, reasons: list[str]) -> int:
+    """Say why nothing was started; returns the exit code."""
+    if len(reasons) == 1:
+        print(f"perdqn {command}: {reasons[0]}", file=sys.stderr)
+    else:
+        heading = f"perdqn {command}: {len(reasons)} faults, nothing was started"
+        print("\n  - ".join([heading, *reasons]), file=sys.stderr)
+    return 2

@@ -1,0 +1,34 @@
+"""Completion scripts for shells, made from the parsers themselves.
+
+Knows nothing about what the options mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+
+from jsonargparse import ArgumentParser
+
+from perdqn.__main__ import COMMANDS
+from perdqn.acting.environment import MissingExtra
+from perdqn.assembly import parser_of
+
+SHELLS = ("bash", "zsh", "tcsh")
+CONFIGURED = ("fit", "resume", "validate", "test", "check")
+
+
+def get_script(shell: str) -> str:
+    """A script for ``shell``; in bash, load it with ``eval "$(perdqn completion bash)"``.
+
+    Raises:
+        MissingExtra: shtab is not installed.
+    """
+    if find_spec("shtab") is None:
+        raise MissingExtra("perdqn completion needs shtab: pip install 'perdqn[completion]'")
+    parser = ArgumentParser(prog="perdqn")
+    commands = parser.add_subcommands()
+    for name, text in COMMANDS.items():
+        own = parser_of(name) if name in CONFIGURED else argparse.ArgumentParser(prog=f"perdqn {name}")
+        commands.add_subcommand(name, own, help=text)
+    return str(parser.get_completion_script(f"shtab-{shell}"))
