@@ -125,6 +125,8 @@ class PrioritizedReplay:
     @property
     def priority_max(self) -> float:
         """The running maximum, at which new rows enter."""
+        if self._num_at_maximum <= 0 < self._maximum:  # a maximum of 0: nothing has been measured
+            self._seek_maximum()
         return self._maximum if self._num_at_maximum > 0 else _FIRST_PRIORITY
 
     # -- adding ----------------------------------------------------------------------------------
@@ -187,12 +189,11 @@ class PrioritizedReplay:
 
     def _entry_priority(self) -> tuple[float, float]:
         """The running maximum and its power alpha, which is computed only when it has changed."""
-        if self._num_at_maximum <= 0:
-            self._seek_maximum()
         priority = self.priority_max
         if self._scaled_maximum is None or self._scaled_maximum[0] != priority:
             self._misses += 1
-            self._scaled_maximum = (priority, priority**self._alpha)
+            # through an array, since numpy's power of a scalar may differ in the last bit
+            self._scaled_maximum = (priority, float((np.array([priority]) ** self._alpha)[0]))
         else:
             self._hits += 1
         return self._scaled_maximum
