@@ -23,7 +23,7 @@ from perdqn.transition import OBS, EnvSpec
 if TYPE_CHECKING:
     from perdqn.module import PERDQN
 
-SUFFIXES = (".gif", ".mp4")
+PACKAGES = {".gif": ["PIL"], ".mp4": ["imageio", "imageio_ffmpeg"]}
 DEFAULT_FPS = 15.0
 SMALLEST_SIDE = 160  # pixels; smaller frames are enlarged by a whole factor
 Frame = np.ndarray  # uint8 [height, width, 3]
@@ -61,15 +61,11 @@ def record(module: PERDQN, path: str | Path, *, seed: int, max_steps: int | None
 
 
 def _choose_writer(path: Path) -> Callable[[Path, Iterator[Frame], float], None]:
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} must end in {' or '.join(SUFFIXES)}")
-    if path.suffix == ".gif":
-        return _write_gif
-    if missing := [name for name in ("imageio", "imageio_ffmpeg") if find_spec(name) is None]:
-        raise MissingExtra(
-            f"{path.name} needs {' and '.join(missing)}: pip install 'perdqn[video]'; or use .gif"
-        )
-    return _write_mp4
+    if path.suffix not in PACKAGES:
+        raise ValueError(f"{path} must end in {' or '.join(PACKAGES)}")
+    if missing := [name for name in PACKAGES[path.suffix] if find_spec(name) is None]:
+        raise MissingExtra(f"{path.name} needs {' and '.join(missing)}: pip install 'perdqn[video]'")
+    return _write_gif if path.suffix == ".gif" else _write_mp4
 
 
 def _make_drawing(config: EnvConfig) -> gymnasium.Env[Any, Any]:

@@ -142,10 +142,11 @@ def test_another_suffix_is_refused_before_anything_is_played(tmp_path):
         record(None, tmp_path / "episode.avi", seed=0)
 
 
-def test_missing_video_packages_name_the_extra(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("suffix", "packages"), [(".gif", "PIL"), (".mp4", "imageio and imageio_ffmpeg")])
+def test_missing_video_packages_name_the_extra(tmp_path, monkeypatch, suffix, packages):
     monkeypatch.setattr(recording, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"imageio and imageio_ffmpeg: pip install 'perdqn\[video\]'"):
-        record(None, tmp_path / "episode.mp4", seed=0)
+    with pytest.raises(MissingExtra, match=rf"{packages}: pip install 'perdqn\[video\]'"):
+        record(None, tmp_path / f"episode{suffix}", seed=0)
 
 
 @pytest.mark.parametrize("name", ["Mute", "Modeless"])
