@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from perdqn.config.settings import ClassSpec, Config, EnvConfig
-from perdqn.config.wording import unknown
+from perdqn.config.wording import sentence, unknown
 
 T = TypeVar("T")
 SHORT_FORMS = {EnvConfig: "id", ClassSpec: "class_path"}  # what a plain string stands for
@@ -68,8 +68,9 @@ def _make(cls: Any, value: Any, key: str, faults: list[str]) -> Any:
     elif isinstance(value, str) and cls in SHORT_FORMS:
         value = {SHORT_FORMS[cls]: value}
     if not isinstance(value, Mapping):
-        short = " or a string" if cls in SHORT_FORMS else ""
-        faults.append(f"{key} must be a {cls.__name__}, a dict of its settings{short}, got {value!r}")
+        short = ", a string" if cls in SHORT_FORMS else ""
+        must = f"be a dict of its settings{short} or an object of {cls.__name__}"
+        faults.append(sentence(key, must, value))
         value = {}
     hints = get_type_hints(cls)
     faults += [unknown(f"{key}.{name}", [f"{key}.{h}" for h in hints]) for name in value if name not in hints]
