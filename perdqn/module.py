@@ -274,26 +274,25 @@ class PERDQN(LightningModule):
         )
         return output, item
 
-    def _clip_gradients(self) -> Tensor:
-        """Scale gradients down to ``max_grad_norm``; returns their norm before."""
+    def _clip_gradients(self) -> Tensor | None:
+        """Scale gradients down to ``max_grad_norm``; returns their norm before, where it was needed."""
         max_norm = self.config.learner.max_grad_norm
-        limit = float("inf") if max_norm is None else max_norm
-        return nn.utils.clip_grad_norm_(self.online.parameters(), limit)
+        return None if max_norm is None else nn.utils.clip_grad_norm_(self._parameters_trained, max_norm)
+
+    @property
+    def _parameters_trained(self) -> list[Tensor]:
+        return cast(list[Tensor], cast(LightningOptimizer, self.optimizers()).param_groups[0]["params"])
 
     @torch.no_grad()
     def _update_target(self) -> None:
         learner = self.config.learner
         if self.update_steps % learner.target_update_period:
             return
-        for target, online in zip(self._tensors(self.target), self._tensors(self.online), strict=True):
+        for target, online in zip(_tensors(self.target), _tensors(self.online), strict=True):
             if learner.target_tau == 1.0 or not target.is_floating_point():
                 target.copy_(online)
             else:
                 target.lerp_(online, learner.target_tau)
-
-    @staticmethod
-    def _tensors(network: nn.Module) -> list[Tensor]:
-        return [*network.parameters(), *network.buffers()]
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -417,7 +416,10 @@ class PERDQN(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.env_steps)
 
-    def _log_update(self, loss: Tensor, item: ItemLoss, output: Any, grad_norm: Tensor) -> None:
+    def _log_update(self, loss: Tensor, item: ItemLoss, output: Any, grad_norm: Tensor | None) -> None:
+        if grad_norm is None:
+            gradients = [p.grad for p in self._parameters_trained if p.grad is not None]
+            grad_norm = nn.utils.get_total_norm(gradients)
         episodes = self.recent_episodes.compute()
         now = (time.monotonic(), self.env_steps)
         seconds, steps = now[0] - self._logged_at[0], now[1] - self._logged_at[1]
@@ -501,6 +503,10 @@ class PERDQN(LightningModule):
                 "and will differ from a run that was never interrupted",
                 stacklevel=2,
             )
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def _get_global_rng() -> dict[str, Any]:
