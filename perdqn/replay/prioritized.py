@@ -19,6 +19,7 @@ from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Appended, Array, Co
 from perdqn.replay.sum_tree import MinTree, SumTree
 from perdqn.transition import EnvSpec, TransitionBatch
 
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
 _FIRST_PRIORITY = 1.0  # of rows that enter before anything was measured; see `_adopt_first_maximum`
 
 
@@ -43,7 +44,7 @@ def _forget(priorities, measured, slots, maximum, num_at_maximum):
     for slot in slots:
         if measured[slot] and priorities[slot] == maximum:
             num_at_maximum -= 1
-        measured[slot] = False
+        priorities[slot], measured[slot] = 0.0, False
     return num_at_maximum
 
 
@@ -91,6 +92,10 @@ class PrioritizedReplay:
             raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
         if not priority_eps > 0.0:
             raise ValueError(f"priority_eps must be above 0, got {priority_eps}")
+        if priority_clip is not None and not priority_clip > 0.0:
+            raise ValueError(f"priority_clip must be above 0, got {priority_clip}; use null for none")
+        if weight_normalization not in ("batch", "buffer"):
+            raise ValueError(f"weight_normalization must be batch or buffer, got {weight_normalization!r}")
         self.spec, self.prioritized = spec, prioritized
         self.priority_eps = priority_eps
         self.priority_clip = np.inf if priority_clip is None else priority_clip
@@ -153,13 +158,13 @@ class PrioritizedReplay:
             ValueError: a shape, dtype or value is not as above; the buffer is unchanged then.
         """
         action, reward = np.asarray(action), np.asarray(reward)
+        terminated, truncated = np.asarray(terminated), np.asarray(truncated)
         ended = self._check_step(action, reward, terminated, truncated)
-        self._check_frames("obs", obs, self._envs.size)
+        obs = self._check_frames("obs", obs, self._envs.size)
         if ended.any():
             if final_obs is None:
                 raise ValueError("final_obs is missing though an episode ended")
-            final_obs = {name: final_obs[name][ended] for name in self.rows.frames if name in final_obs}
-            self._check_frames("final_obs", final_obs, int(ended.sum()))
+            final_obs = self._check_frames("final_obs", final_obs, self._envs.size, ended)
         flag = TERMINATED * terminated.astype(np.uint8) | TRUNCATED * truncated.astype(np.uint8)
         self._note(self.rows.append(self._envs, obs, action, reward, flag))
         if final_obs is not None and ended.any():
@@ -171,7 +176,8 @@ class PrioritizedReplay:
 
     def cut(self, env: int, obs: Columns) -> None:
         """End the newest episode of ``env`` as truncated, ``obs`` [*shape] being its final observation."""
-        self._note(self.rows.cut(env, {name: np.asarray(frame)[None] for name, frame in obs.items()}))
+        frames = {name: np.asarray(frame)[None] for name, frame in obs.items()}
+        self._note(self.rows.cut(env, self._check_frames("obs", frames, 1)))
 
     def _note(self, appended: Appended) -> None:
         retired, ready = appended
@@ -347,22 +353,26 @@ class PrioritizedReplay:
             raise ValueError(f"action must be integers, got {action.dtype}")
         if action.min() < 0 or action.max() >= self.spec.num_actions:
             raise ValueError(f"action must lie in [0, {self.spec.num_actions}), got {action}")
-        if reward.dtype.kind not in "fiub" or not np.isfinite(reward).all():
-            raise ValueError(f"reward must be finite numbers, got {reward}")
+        if reward.dtype.kind not in "fiub" or not (np.abs(reward) <= _LARGEST_REWARD).all():
+            raise ValueError(f"reward must be finite float32 numbers, got {reward}")
         return terminated | truncated
 
-    def _check_frames(self, what: str, frames: Columns, num: int) -> None:
+    def _check_frames(self, what: str, frames: Columns, num: int, chosen: Any = slice(None)) -> Columns:
+        """Those of ``num`` frames that are ``chosen``."""
+        checked = {}
         for column in self.spec.columns:
             if column.name not in frames:
                 raise ValueError(f"{what} lacks the column {column.name!r}")
-            frame = frames[column.name]
+            frame = np.asarray(frames[column.name])
             if frame.shape != (num, *column.shape) or frame.dtype != column.dtype:
                 raise ValueError(
                     f"{what} {column.name!r} must be {column.dtype} {[num, *column.shape]}, "
                     f"got {frame.dtype} {list(frame.shape)}"
                 )
+            checked[column.name] = frame = frame[chosen]
             if frame.dtype.kind == "f" and not np.isfinite(frame).all():
                 raise ValueError(f"{what} {column.name!r} holds NaN or infinity")
+        return checked
 
     def check_valid(self) -> None:
         """Raise AssertionError unless tree, priorities and rows agree."""
@@ -372,6 +382,7 @@ class PrioritizedReplay:
         all_ids = self.rows.ids(np.arange(self.capacity))
         allowed = self.rows.may_start(all_ids)
         assert np.array_equal(leaves > 0.0, allowed), "a leaf is positive where no transition may start"
+        assert np.array_equal(self._priorities > 0.0, allowed)
         assert self._num_eligible == int(allowed.sum())
         assert np.array_equal(leaves[allowed], self._priorities[allowed] ** self._alpha)
         if self._num_at_maximum > 0:
@@ -478,10 +489,11 @@ class PrioritizedReplay:
         }
         if include_leaves:
             state["leaves"] = torch.from_numpy(self._tree.leaves.copy())
+            state["scaled_maximum"] = self._scaled_maximum
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was taken, even if n_step or alpha is another one now.
 
         Raises:
             ValueError: the saved replay has another shape.
@@ -493,8 +505,18 @@ class PrioritizedReplay:
         self._rng.bit_generator.state = state["rng"]
         self.samples_drawn, self.transitions_added, self.priorities_updated = state["counters"]
         self._hits, self._misses = state["cache"]
-        self._scaled_maximum = None
         allowed = self.rows.may_start(self.rows.ids(np.arange(self.capacity)))
         self._num_eligible = int(allowed.sum())
-        self._stale = "leaves" not in state or state["alpha"] != self._alpha
+        is_as_saved = np.array_equal(allowed, self._priorities > 0.0)
+        if not is_as_saved:
+            self._admit_only(allowed)
+        self._stale = "leaves" not in state or state["alpha"] != self._alpha or not is_as_saved
+        self._scaled_maximum = None if self._stale else state["scaled_maximum"]
         self._set_all_leaves(allowed.astype(np.float64) if self._stale else state["leaves"].numpy())
+
+    def _admit_only(self, allowed: NDArray[np.bool_]) -> None:
+        """With windows of another length, other rows may start a transition."""
+        self._priorities[~allowed] = 0.0
+        self._measured &= allowed
+        self._seek_maximum()
+        self._priorities[allowed & (self._priorities == 0.0)] = self.priority_max
