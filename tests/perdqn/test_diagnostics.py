@@ -111,12 +111,14 @@ def test_diagnostics_are_plain_values(module):
 
 def test_q_values_and_td_errors_are_those_of_the_networks(module):
     fill_memory(module, 11)  # 10 transitions, from s = 0..9 to s + 1
-    make_linear(module.online, weight=2.0, bias=0.0)
+    make_linear(module.online, weight=2.0, bias=-9.0)
     make_linear(module.target, weight=1.0, bias=4.0)
     found = training_diagnostics(module)
-    # Q(s, 0) = 2s, Q(s, 1) = 0; the online network chooses action 0, the target values it s + 1 + 4
-    q_values = np.array([[2.0 * s, 0.0] for s in range(10)])
-    td_error = np.array([1.0 + 0.5 * (s + 1 + 4) - 2.0 * s for s in range(10)])
+    # Q(s, 0) = 2s - 9 and Q(s, 1) = 0: from s' = 5 on the online network chooses action 0, which the
+    # target network values at s' + 4, and before that action 1, at 0
+    q_values = np.array([[2.0 * s - 9.0, 0.0] for s in range(10)])
+    next_values = [s + 1 + 4 if s + 1 >= 5 else 0.0 for s in range(10)]
+    td_error = np.array([1.0 + 0.5 * next_values[s] - (2.0 * s - 9.0) for s in range(10)])
     for key, values in (("q_values", q_values), ("td_error", td_error)):
         expected = {
             "mean": values.mean(),
