@@ -214,7 +214,7 @@ class ParserOnly(RunCLI):
     """Ends where `RunCLI` begins to parse."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = Namespace()
+        self.config = Namespace(seed_everything=False)
 
     def before_instantiate_classes(self) -> None:
         pass
@@ -297,7 +297,7 @@ def _get_log_dir(loggers: list[Logger]) -> Path | None:
 def _keep_loggers_in(run: RunFolder, loggers: Any) -> None:
     """Let loggers that choose a folder per run choose this one."""
     for logger in _as_list(loggers):
-        init_args = logger.get("init_args") or {}
-        if {"save_dir", "name", "version"} <= set(init_args.keys()) and "project" not in init_args:
-            init_args.save_dir, init_args.name = str(run.path.parent.parent), run.path.parent.name
-            init_args.version = run.path.name
+        settings: Any = logger.get("init_args") or {}
+        if {"save_dir", "name", "version"} <= set(settings.keys()) and "project" not in settings:
+            settings.save_dir, settings.name = str(run.path.parent.parent), run.path.parent.name
+            settings.version = run.path.name

@@ -5,7 +5,6 @@ Knows nothing about what the options mean.
 
 from __future__ import annotations
 
-import argparse
 from importlib.util import find_spec
 
 from jsonargparse import ArgumentParser
@@ -29,6 +28,6 @@ def get_script(shell: str) -> str:
     parser = ArgumentParser(prog="perdqn")
     commands = parser.add_subcommands()
     for name, text in COMMANDS.items():
-        own = parser_of(name) if name in CONFIGURED else argparse.ArgumentParser(prog=f"perdqn {name}")
+        own = parser_of(name) if name in CONFIGURED else ArgumentParser(prog=f"perdqn {name}")
         commands.add_subcommand(name, own, help=text)
     return str(parser.get_completion_script(f"shtab-{shell}"))

@@ -31,9 +31,12 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved_at = {"dirpath": self.dirpath}
+        here = {"dirpath": self.dirpath}
         for key in ("best_model_path", "kth_best_model_path"):
-            if state_dict.get(key):
-                saved_at[key] = str(Path(str(self.dirpath), Path(state_dict[key]).name))
-        best = {saved_at["best_model_path"]: score for score in state_dict["best_k_models"].values()}
-        super().load_state_dict({**state_dict, **saved_at, "best_k_models": best})
+            here[key] = self._find(state_dict[key])
+        best = {self._find(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **here, "best_k_models": best})
+
+    def _find(self, path: str) -> str:
+        """Where a file of the run lies now; nothing stays nothing."""
+        return str(Path(str(self.dirpath), Path(path).name)) if path else path

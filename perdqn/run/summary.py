@@ -28,8 +28,8 @@ def get_evaluation(metrics: Mapping[str, Any], prefix: str) -> dict[str, float |
 
 
 def finite(value: Any) -> float | None:
-    """The number as JSON can hold it."""
-    return float(value) if value is not None and math.isfinite(float(value)) else None
+    """The number as JSON can hold it, without the digits that float32 makes up."""
+    return round(float(value), 4) if value is not None and math.isfinite(float(value)) else None
 
 
 def get_figures(module: Any, seconds: float, final: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def format_table(figures: Mapping[str, Any], run: RunFolder) -> str:
     seconds = figures["seconds"]
     rate = f" ({figures['env_steps'] / seconds:,.0f} env steps/s)" if seconds else ""
     reason = f": {figures['stop_reason']}" if figures.get("stop_reason") else ""
-    steps = f"{figures['env_steps']:,} env steps, {figures['updates']:,} updates, {figures['episodes']:,} episodes"
+    counts = {"env steps": "env_steps", "updates": "updates", "episodes": "episodes"}
+    steps = ", ".join(f"{figures[key]:,} {unit}" for unit, key in counts.items())
     rows = {
         "status": f"{figures['status']}{reason}",
         "steps": steps,
