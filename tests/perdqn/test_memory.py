@@ -1,0 +1,111 @@
+"""How much memory may be used: containers, alerts, giving back."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+
+from perdqn.replay import prioritized
+from perdqn.replay.memory import memory_limit, trim_heap
+from perdqn.replay.prioritized import PrioritizedReplay
+from perdqn.transition import OBS, Column, EnvSpec
+
+MIB = 2**20
+UNLIMITED_V1 = 9223372036854771712
+
+
+@pytest.fixture
+def control_groups(tmp_path, monkeypatch):
+    """Writes fake cgroup files and returns the limit found in them; the machine has 64 GiB."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 1024 * MIB))
+
+    def limit(membership, files):
+        for path, text in files.items():
+            file = tmp_path / "cgroup" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{text}\n")
+        (tmp_path / "self").write_text(membership)
+        return memory_limit(tmp_path / "cgroup", tmp_path / "self")
+
+    return limit
+
+
+def test_version_2_takes_the_tightest_ancestor(control_groups):
+    files = {"memory.max": "max", "pod/memory.max": 600 * MIB, "pod/box/memory.max": 900 * MIB}
+    assert control_groups("0::/pod/box\n", files) == 600 * MIB
+
+
+def test_version_2_takes_its_own_where_that_is_tightest(control_groups):
+    files = {"pod/memory.max": 600 * MIB, "pod/box/memory.max": 90 * MIB, "pod/other/memory.max": 1}
+    assert control_groups("0::/pod/box\n", files) == 90 * MIB
+
+
+def test_version_2_inside_a_container_sees_its_limit_at_the_root(control_groups):
+    assert control_groups("0::/\n", {"memory.max": 600 * MIB}) == 600 * MIB
+
+
+def test_version_1_looks_under_the_memory_controller(control_groups):
+    membership = "12:cpu,cpuacct:/docker/a\n7:memory:/docker/a\n1:name=systemd:/docker/a\n"
+    files = {
+        "memory/memory.limit_in_bytes": UNLIMITED_V1,
+        "memory/docker/a/memory.limit_in_bytes": 600 * MIB,
+        "cpu,cpuacct/docker/a/memory.limit_in_bytes": 1,
+    }
+    assert control_groups(membership, files) == 600 * MIB
+
+
+def test_version_1_whose_path_is_the_hosts_still_finds_the_mounted_limit(control_groups):
+    assert control_groups("7:memory:/docker/unseen\n", {"memory/memory.limit_in_bytes": 600 * MIB}) == 600 * MIB
+
+
+@pytest.mark.parametrize("text", ["max", UNLIMITED_V1, "", "garbage"])
+def test_no_limit_means_the_machines_memory(control_groups, text):
+    assert control_groups("0::/\n7:memory:/\n", {"memory.max": text}) == 64 * 1024 * MIB
+
+
+def test_no_control_groups_at_all_mean_the_machines_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=7))
+    assert memory_limit(tmp_path / "nothing", tmp_path / "neither") == 7
+
+
+@pytest.fixture
+def replay():
+    return PrioritizedReplay(EnvSpec((Column(OBS, (10,), np.dtype(np.float32)),), False, 2), capacity=1000)
+
+
+def test_memory_usage_adds_up_to_what_the_arrays_take(replay):
+    usage = replay.get_memory_usage()
+    assert usage["parts"][f"frames/{OBS}"] == 1000 * 40
+    assert usage["parts"]["scalars"] == 1000 * (4 + 4 + 1) + 8
+    assert usage["parts"]["tree"] == 2 * 1024 * 8
+    assert usage["reserved_bytes"] == sum(usage["parts"].values())
+    assert usage["bytes_per_transition"] == usage["reserved_bytes"] / 1000
+    assert usage["process_rss_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
+
+
+@pytest.mark.parametrize(("limit_factor", "alert"), [(1.05, True), (1.5, False)])
+def test_the_alert_comes_above_its_share_of_the_containers_limit(replay, monkeypatch, limit_factor, alert):
+    rss = psutil.Process().memory_info().rss
+    monkeypatch.setattr(prioritized, "memory_limit", lambda: int(rss * limit_factor))
+    usage = replay.get_memory_usage()
+    assert usage["alert"] is alert
+    assert usage["limit_fraction"] == pytest.approx(1 / limit_factor, rel=0.1)
+
+
+def test_releasing_memory_keeps_every_row_and_says_how_much_came_back(replay):
+    frames, flag = {OBS: np.ones((1, 10), np.float32)}, np.array([False])
+    for _ in range(50):
+        replay.add(frames, np.array([0]), np.array([1.0]), flag, flag)
+    replay.sample(8)
+    released = replay.release_memory()
+    assert released >= 0
+    assert len(replay) == 49
+    assert replay.sample(8).reward.tolist() == [1.0] * 8
+    replay.check_valid()
+
+
+def test_trimming_the_heap_is_harmless_where_it_does_nothing(monkeypatch):
+    trim_heap()
+    monkeypatch.setattr("sys.platform", "darwin")
+    trim_heap()
