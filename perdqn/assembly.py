@@ -5,6 +5,7 @@ Knows nothing about what is done with them.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import wandb as wandb_logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from perdqn import faults
 from perdqn.acting.environment import MissingExtra, describe
@@ -162,7 +165,16 @@ class RunCLI(LightningCLI):
         if self.command in ("fit", "resume"):
             kwargs["logger"] = self._open_folder(given)
             own += self._get_run_callbacks(given.enable_checkpointing is not False)
-        return super().instantiate_trainer(callbacks=own, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=own, **kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            if self.folder is not None and self.resumed is None:
+                self.folder.discard_if_empty()
+            raise ConfigError([f"trainer: {' '.join(str(error).split())}"]) from error
+
+    def stop_clock(self) -> None:
+        if self.record is not None:
+            self.record.stop_clock()
 
     def _open_folder(self, given: Any) -> Any:
         """Choose the run's folder; returns the trainer's loggers."""
@@ -301,3 +313,16 @@ def _keep_loggers_in(run: RunFolder, loggers: Any) -> None:
         if {"save_dir", "name", "version"} <= set(settings.keys()) and "project" not in settings:
             settings.save_dir, settings.name = str(run.path.parent.parent), run.path.parent.name
             settings.version = run.path.name
+            _set_metrics_aside(run.path / "metrics.csv")
+
+
+def _set_metrics_aside(path: Path) -> None:
+    """Rename the rows so far: Lightning's CSVLogger begins its file anew."""
+    if path.is_file():
+        names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count())
+        path.rename(next(name for name in names if not name.exists()))
+
+
+for _name in ("Run", "RunDisabled", "Artifact"):  # only type checkers see them, and the parser reads hints
+    if not hasattr(wandb_logger, _name):
+        setattr(wandb_logger, _name, Any)

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from perdqn import handover, shipped
@@ -42,6 +44,7 @@ QUIET = (
     ".*does not have many workers",
     "GPU available but not used",
     "Experiment logs directory .* exists and is not empty",
+    "Using ModelCheckpoint with manual optimization",  # weights after an update are what is wanted
     ".*`dataloader_iter`",  # the step flavour the module is written for
 )
 ASKING = ("-h", "--help", "--print_config")
@@ -101,6 +104,10 @@ def _refuse_finished(cli: RunCLI, run: RunFolder) -> None:
         if total is not None and done.get("status") == "completed" and done.get(unit, 0) >= total:
             more = f"give it more, such as --model.total_{unit} {2 * total}"
             raise Refused(f"{run.path} has finished its {total:,} {unit.replace('_', ' ')}; {more}")
+    target, reached = budget.evaluation.stop_at_return, done.get("status") == "stopped at target"
+    if reached and target is not None and not any("stop_at_return" in change for change in cli.changes):
+        more = "set --model.evaluation.stop_at_return higher, or to null"
+        raise Refused(f"{run.path} has reached its target of {target:g}; {more}")
 
 
 def _train(cli: RunCLI, checkpoint: str | None) -> int:
@@ -108,8 +115,7 @@ def _train(cli: RunCLI, checkpoint: str | None) -> int:
     if cli.folder is not None:
         print(f"run folder {cli.folder.path}")
     with _naming_failure(cli):
-        code = _fit(cli, checkpoint)
-        final = None if code else _evaluate_finally(cli)
+        code, final = _run_to_the_end(cli, checkpoint)
     status, reason = _get_outcome(cli, code)
     figures = _close(cli, status, reason, final)
     if cli.folder is None:
@@ -123,17 +129,18 @@ def _train(cli: RunCLI, checkpoint: str | None) -> int:
     return code
 
 
-def _fit(cli: RunCLI, checkpoint: str | None) -> int:
-    """Train; returns 0, or 128 and the number of the signal that ended it."""
+def _run_to_the_end(cli: RunCLI, checkpoint: str | None) -> tuple[int, dict[str, float | None] | None]:
+    """Train and evaluate; the exit code, 128 and the number of a signal if one came, and the evaluation."""
     try:
         cli.trainer.fit(cli.model, ckpt_path=checkpoint)
+        cli.stop.release()
+        cli.stop_clock()
+        return 0, _evaluate_finally(cli)
     except (SystemExit, KeyboardInterrupt):
-        return 128 + int(cli.stop.received or 2)
+        return 128 + int(cli.stop.received or signal.SIGINT), None
     finally:
         cli.stop.release()
-        if cli.record is not None:
-            cli.record.stop_clock()
-    return 0
+        cli.stop_clock()
 
 
 def _evaluate_finally(cli: RunCLI) -> dict[str, float | None]:
@@ -146,13 +153,15 @@ def _get_outcome(cli: RunCLI, code: int) -> tuple[str, str]:
     """Status and the reason for the end."""
     reason, trainer = cli.model.stop_reason, cli.trainer
     if code:
-        return "interrupted", cli.stop.received.name if cli.stop.received else "KeyboardInterrupt"
+        return "interrupted", (cli.stop.received or signal.SIGINT).name
     if reason is not None:
         return ("stopped at target" if "target" in reason else "completed"), reason
     if 0 <= trainer.max_steps <= trainer.global_step:
         return "stopped", f"trainer.max_steps of {trainer.max_steps} reached"
-    limited = trainer.max_time if hasattr(trainer, "max_time") else cli.config.trainer.max_time
-    return "stopped", f"trainer.max_time of {limited} reached" if limited else "a callback asked for it"
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in callbacks):
+        return "stopped", f"trainer.max_time of {cli.config.trainer.max_time} reached"
+    return "stopped", "a callback asked for it"
 
 
 @contextlib.contextmanager

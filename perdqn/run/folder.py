@@ -51,6 +51,12 @@ class RunFolder:
     def best(self) -> Path:
         return self.checkpoints / "best.ckpt"
 
+    def discard_if_empty(self) -> None:
+        """Leave no trace of a run that could not start."""
+        with contextlib.suppress(OSError):  # it holds something, or was never made
+            self.path.rmdir()
+            self.path.parent.rmdir()
+
     def read_summary(self) -> dict[str, Any]:
         """The run's figures; empty where there are none to read."""
         try:

@@ -246,6 +246,14 @@ def test_check_reports_memory_and_starts_nothing(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.iterdir())
 
 
+def test_trainer_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, trainer__accelerator="abacus") == 2
+    assert "abacus" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 # -- a run and its folder
 
 
@@ -369,6 +377,54 @@ def test_worse_agent_does_not_replace_the_best_after_a_resume_of_a_moved_run(run
     best = (run / "checkpoints" / "best.ckpt").read_bytes()
     assert main(["resume", str(run), "--model.total_env_steps=600"]) == 0
     assert (run / "checkpoints" / "best.ckpt").read_bytes() == best
+
+
+def test_resumed_csv_log_keeps_its_rows(tmp_path: Path) -> None:
+    arguments = {"save_dir": str(tmp_path), "name": "lightning_logs"}
+    logger = json.dumps({"class_path": "CSVLogger", "init_args": arguments})
+    assert fit(tmp_path, trainer__logger=logger, trainer__log_every_n_steps=5) == 0
+    log = tmp_path / "lightning_logs" / "version_0" / "metrics.csv"
+    before = log.read_text()
+    root = f"--trainer.default_root_dir={tmp_path}"
+    assert main(["resume", root, "--model.total_env_steps=600"]) == 0
+    assert log.with_name("metrics.0.csv").read_text() == before
+    assert ",600," in log.read_text()
+    assert summary_of(tmp_path)["env_steps"] == 600
+
+
+def test_run_at_its_target_is_not_resumed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, model__evaluation__stop_at_return=1) == 0
+    root = f"--trainer.default_root_dir={tmp_path}"
+    assert main(["resume", root]) == 2
+    assert "stop_at_return" in capsys.readouterr().err
+    assert main(["resume", root, "--model.evaluation.stop_at_return=null"]) == 0
+    assert summary_of(tmp_path)["env_steps"] == 400
+
+
+def test_interrupted_final_evaluation_is_made_up_for_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perdqn.module import PERDQN
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PERDQN, "test_step", interrupt)
+        assert fit(tmp_path) == 130
+    assert summary_of(tmp_path)["status"] == "interrupted"
+    assert main(["resume", f"--trainer.default_root_dir={tmp_path}"]) == 0
+    figures = summary_of(tmp_path)
+    assert (figures["status"], figures["env_steps"]) == ("completed", 400)
+    assert figures["final_evaluation_mean"] is not None
+
+
+def test_new_run_starts_from_a_checkpoint(finished: Path, tmp_path: Path) -> None:
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    assert fit(tmp_path, ckpt_path=checkpoint, model__total_env_steps=500) == 0
+    assert summary_of(tmp_path)["env_steps"] == 500
 
 
 @pytest.mark.parametrize(
