@@ -5,6 +5,7 @@ Knows nothing about what the kernels compute.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,10 +24,15 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     except RuntimeError as error:
         if "no locator" not in str(error):
             raise
-        warnings.warn(
-            "compiled kernels cannot be cached, so every start compiles them anew (some seconds); "
-            "point NUMBA_CACHE_DIR at a writable folder",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _warn_of_no_cache()
         return numba.njit(nogil=True)(function)
+
+
+@functools.cache  # once per process, not once per kernel
+def _warn_of_no_cache() -> None:
+    warnings.warn(
+        "compiled kernels cannot be cached, so every start compiles them anew (some seconds); "
+        "point NUMBA_CACHE_DIR at a writable folder",
+        RuntimeWarning,
+        stacklevel=3,
+    )
