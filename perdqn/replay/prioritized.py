@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from perdqn.jit import kernel
-from perdqn.replay.memory import memory_limit, trim_heap
+from perdqn.replay.memory import memory, trim_heap
 from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Appended, Array, Columns, Ints, Rows
 from perdqn.replay.sum_tree import MinTree, SumTree
 from perdqn.transition import EnvSpec, TransitionBatch
@@ -446,20 +446,22 @@ class PrioritizedReplay:
         """Bytes by part, per transition and of the process, and whether the alert threshold is passed.
 
         ``reserved_bytes`` is what the full replay takes; pages are committed as rows are written.
-        ``limit_bytes`` is the tightest limit of the container, or the machine's memory.
+        ``limit_bytes`` is the tightest limit of the container, ``used_bytes`` all that counts against
+        it; without one, the machine's memory and this process's share of it.
         """
         parts = {**self.rows.bytes_by_part(), "priorities": self._priorities.nbytes + self._measured.nbytes}
         parts["tree"] = self._tree.nbytes + (self._smallest.nbytes if self._smallest else 0)
         reserved = sum(parts.values())
-        process, limit = psutil.Process().memory_info().rss, memory_limit()
+        limit, used = memory()
         return {
             "parts": parts,
             "reserved_bytes": reserved,
             "bytes_per_transition": reserved / self.capacity,
-            "process_rss_bytes": process,
+            "process_rss_bytes": psutil.Process().memory_info().rss,
+            "used_bytes": used,
             "limit_bytes": limit,
-            "limit_fraction": process / limit,
-            "alert": process > self.memory_alert_fraction * limit,
+            "limit_fraction": used / limit,
+            "alert": used > self.memory_alert_fraction * limit,
         }
 
     def release_memory(self) -> int:

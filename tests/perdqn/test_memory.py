@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from perdqn.replay import prioritized
-from perdqn.replay.memory import memory_limit, trim_heap
+from perdqn.replay.memory import Memory, memory, memory_limit, trim_heap
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import OBS, Column, EnvSpec
 
@@ -17,32 +17,32 @@ UNLIMITED_V1 = 9223372036854771712
 
 @pytest.fixture
 def control_groups(tmp_path, monkeypatch):
-    """Writes fake cgroup files and returns the limit found in them; the machine has 64 GiB."""
+    """Writes fake cgroup files and returns the memory found in them; the machine has 64 GiB."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 1024 * MIB))
 
-    def limit(membership, files):
+    def look(membership, files):
         for path, text in files.items():
             file = tmp_path / "cgroup" / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{text}\n")
         (tmp_path / "self").write_text(membership)
-        return memory_limit(tmp_path / "cgroup", tmp_path / "self")
+        return memory(tmp_path / "cgroup", tmp_path / "self")
 
-    return limit
+    return look
 
 
 def test_version_2_takes_the_tightest_ancestor(control_groups):
     files = {"memory.max": "max", "pod/memory.max": 600 * MIB, "pod/box/memory.max": 900 * MIB}
-    assert control_groups("0::/pod/box\n", files) == 600 * MIB
+    assert control_groups("0::/pod/box\n", files).limit_bytes == 600 * MIB
 
 
 def test_version_2_takes_its_own_where_that_is_tightest(control_groups):
     files = {"pod/memory.max": 600 * MIB, "pod/box/memory.max": 90 * MIB, "pod/other/memory.max": 1}
-    assert control_groups("0::/pod/box\n", files) == 90 * MIB
+    assert control_groups("0::/pod/box\n", files).limit_bytes == 90 * MIB
 
 
 def test_version_2_inside_a_container_sees_its_limit_at_the_root(control_groups):
-    assert control_groups("0::/\n", {"memory.max": 600 * MIB}) == 600 * MIB
+    assert control_groups("0::/\n", {"memory.max": 600 * MIB}).limit_bytes == 600 * MIB
 
 
 def test_version_1_looks_under_the_memory_controller(control_groups):
@@ -52,21 +52,46 @@ def test_version_1_looks_under_the_memory_controller(control_groups):
         "memory/docker/a/memory.limit_in_bytes": 600 * MIB,
         "cpu,cpuacct/docker/a/memory.limit_in_bytes": 1,
     }
-    assert control_groups(membership, files) == 600 * MIB
+    assert control_groups(membership, files).limit_bytes == 600 * MIB
 
 
 def test_version_1_whose_path_is_the_hosts_still_finds_the_mounted_limit(control_groups):
-    assert control_groups("7:memory:/docker/unseen\n", {"memory/memory.limit_in_bytes": 600 * MIB}) == 600 * MIB
+    assert control_groups("7:memory:/docker/unseen\n", {"memory/memory.limit_in_bytes": 600 * MIB}).limit_bytes == 600 * MIB
 
 
 @pytest.mark.parametrize("text", ["max", UNLIMITED_V1, "", "garbage"])
 def test_no_limit_means_the_machines_memory(control_groups, text):
-    assert control_groups("0::/\n7:memory:/\n", {"memory.max": text}) == 64 * 1024 * MIB
+    assert control_groups("0::/\n7:memory:/\n", {"memory.max": text}).limit_bytes == 64 * 1024 * MIB
 
 
 def test_no_control_groups_at_all_mean_the_machines_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=7))
     assert memory_limit(tmp_path / "nothing", tmp_path / "neither") == 7
+
+
+def test_version_2_counts_the_working_set_of_the_group_that_binds(control_groups):
+    files = {
+        "memory.max": 900 * MIB,
+        "memory.current": 700 * MIB,
+        "box/memory.max": 600 * MIB,
+        "box/memory.current": 580 * MIB,
+        "box/memory.stat": f"anon {400 * MIB}\nactive_file {60 * MIB}\ninactive_file {120 * MIB}",
+    }
+    assert control_groups("0::/box\n", files) == Memory(600 * MIB, 460 * MIB)
+
+
+def test_version_1_counts_the_working_set_with_the_groups_below(control_groups):
+    files = {
+        "memory/memory.limit_in_bytes": 600 * MIB,
+        "memory/memory.usage_in_bytes": 580 * MIB,
+        "memory/memory.stat": f"inactive_file {MIB}\ntotal_inactive_file {120 * MIB}",
+    }
+    assert control_groups("7:memory:/\n", files) == Memory(600 * MIB, 460 * MIB)
+
+
+def test_without_a_limit_the_process_counts_against_the_machine(control_groups):
+    found = control_groups("0::/\n", {"memory.max": "max", "memory.current": 5})
+    assert found.used_bytes == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
 
 
 @pytest.fixture
@@ -84,13 +109,13 @@ def test_memory_usage_adds_up_to_what_the_arrays_take(replay):
     assert usage["process_rss_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
 
 
-@pytest.mark.parametrize(("limit_factor", "alert"), [(1.05, True), (1.5, False)])
-def test_the_alert_comes_above_its_share_of_the_containers_limit(replay, monkeypatch, limit_factor, alert):
-    rss = psutil.Process().memory_info().rss
-    monkeypatch.setattr(prioritized, "memory_limit", lambda: int(rss * limit_factor))
+@pytest.mark.parametrize(("used", "alert"), [(89, False), (91, True)])
+def test_the_alert_comes_above_its_share_of_the_limit(replay, monkeypatch, used, alert):
+    monkeypatch.setattr(prioritized, "memory", lambda: Memory(100 * MIB, used * MIB))
     usage = replay.get_memory_usage()
     assert usage["alert"] is alert
-    assert usage["limit_fraction"] == pytest.approx(1 / limit_factor, rel=0.1)
+    assert usage["limit_fraction"] == used / 100
+    assert (usage["limit_bytes"], usage["used_bytes"]) == (100 * MIB, used * MIB)
 
 
 def test_releasing_memory_keeps_every_row_and_says_how_much_came_back(replay):
