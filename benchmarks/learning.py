@@ -49,7 +49,9 @@ def train(name: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
     def record_evaluation(prefix: str) -> dict[str, float]:
         statistics = report(prefix)
         evaluations.append((module.env_steps, statistics["mean"]))
-        print(f"{name} seed {seed} env step {module.env_steps}: {prefix} {statistics['mean']:.1f}", flush=True)
+        print(
+            f"{name} seed {seed} env step {module.env_steps}: {prefix} {statistics['mean']:.1f}", flush=True
+        )
         return statistics
 
     def record_episode(total: float, length: int) -> None:
@@ -145,7 +147,9 @@ def _curve(result: dict[str, Any]) -> list[tuple[int, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     many = commands.add_parser("run", help="train several seeds")
     many.add_argument("name", choices=TASKS)

@@ -111,7 +111,7 @@ def _get_progress(module: PERDQN) -> dict[str, Any]:
             config.learner.warmup_env_steps,
             module.experience.epsilon(module.env_steps),
             config.exploration.epsilon_end,
-            [Evaluation(*evaluation) for evaluation in getattr(module, "evaluations", ())],
+            module.evaluations,
             target is not None and newest is not None and newest >= target,
         ),
         "env_steps": module.env_steps,

@@ -49,9 +49,7 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         self._config, self._spec, self._replay, self._policy = config, spec, replay, policy
         self._on_episode = on_episode
         explore, replay_config = config.exploration, config.replay
-        self.epsilon = LinearSchedule(
-            explore.epsilon_start, explore.epsilon_end, explore.epsilon_env_steps
-        )
+        self.epsilon = LinearSchedule(explore.epsilon_start, explore.epsilon_end, explore.epsilon_env_steps)
         self.beta = LinearSchedule(
             replay_config.beta_start, replay_config.beta_end, replay_config.beta_env_steps
         )

@@ -264,7 +264,7 @@ def _get_optimizer_state(module: PERDQN) -> dict[str, Any] | None:
     attached = module._trainer  # module.trainer raises where there is none
     if attached is not None and attached.optimizers:
         return attached.optimizers[0].state_dict()
-    return getattr(module, "initial_optimizer_state", None)
+    return module.initial_optimizer_state
 
 
 def _set_optimizer_state(module: PERDQN, state: dict[str, Any]) -> None:

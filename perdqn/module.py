@@ -8,7 +8,9 @@ from __future__ import annotations
 import random
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,22 +24,28 @@ from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns, Environments
 from perdqn.config import (
     ClassSpec,
-    Config,
     ConfigError,
+    ConfigWarning,
     EnvConfig,
     EvaluationConfig,
     ExplorationConfig,
     LearnerConfig,
     ReplayConfig,
     check,
-    coerce,
+    from_dict,
 )
+from perdqn.diagnostics import Evaluation, training_diagnostics
 from perdqn.evaluation import EpisodeIndex, EpisodeStatistics, RecentEpisodes, make_environments, play
 from perdqn.experience import PrioritizedReplayDataset
+from perdqn.handover import fill_optimizer, load_model, save_model
 from perdqn.learning.networks import build_network
 from perdqn.learning.td import ItemLoss
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import TransitionBatch
+
+# Fetching several batches a step is deliberate; no hook of ours reads a batch index.
+for _message in ("You are using the `dataloader_iter` step", "Found `dataloader_iter` argument"):
+    warnings.filterwarnings("ignore", message=_message)
 
 STATE_KEY = "perdqn"  # our entry in a Lightning checkpoint
 STATE_VERSION = 1
@@ -77,21 +85,21 @@ class PERDQN(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.config = Config(
-            env=coerce(EnvConfig, env),
-            replay=coerce(ReplayConfig, replay),
-            learner=coerce(LearnerConfig, learner),
-            exploration=coerce(ExplorationConfig, exploration),
-            evaluation=coerce(EvaluationConfig, evaluation),
-            network=coerce(ClassSpec, network),
-            head=coerce(ClassSpec, head),
-            total_env_steps=total_env_steps,
-            total_episodes=total_episodes,
-            seed=seed,
-        )
-        report = check(self.config)
-        if report.faults:
-            raise ConfigError(report.faults)
+        sections = {
+            "env": env,
+            "replay": replay,
+            "learner": learner,
+            "exploration": exploration,
+            "evaluation": evaluation,
+            "network": network,
+            "head": head,
+            "total_env_steps": total_env_steps,
+            "total_episodes": total_episodes,
+            "seed": seed,
+        }
+        self.config = from_dict(sections)
+        for advice in check(self.config).warnings:
+            warnings.warn(advice, ConfigWarning, stacklevel=2)
         self.save_hyperparameters(asdict(self.config))
 
         self.spec = describe(self.config.env)
@@ -101,9 +109,10 @@ class PERDQN(LightningModule):
             self.target = self._build_network().requires_grad_(False)
         self.target.load_state_dict(self.online.state_dict())
         self._noise = torch.Generator().manual_seed(seed)
+        self._evaluation_noise = torch.Generator().manual_seed(seed)
         self.memory = self._build_memory()
         self.experience = PrioritizedReplayDataset(
-            self.config, self.spec, self.memory, self._greedy, self._note_episode
+            self.config, self.spec, self.memory, self._act_in_training, self._note_episode
         )
 
         self.recent_episodes = RecentEpisodes()
@@ -111,15 +120,16 @@ class PERDQN(LightningModule):
         self._evaluation: Environments | None = None
         self._evaluation_rng = np.random.default_rng(0)
         self._evaluations_done = 0  # evaluation points passed: env_steps // every_env_steps
-        self.best_evaluation_mean: float | None = None
-        self.newest_evaluation_mean: float | None = None
+        self.evaluations: list[Evaluation] = []  # of this run, oldest first
         self.final_evaluation: dict[str, float] | None = None
         self.update_steps = 0
         self.stop_reason: str | None = None
         self.latest: dict[str, float] = {}
+        self.initial_optimizer_state: dict[str, Any] | None = None  # of an agent handed over
         self._global_rng: dict[str, Any] | None = None
         self._learning_rate_changed = False
         self._logged_at = (0.0, 0)
+        self._is_trainer_checked = False
 
     def _build_network(self) -> Any:
         config = self.config
@@ -156,6 +166,16 @@ class PERDQN(LightningModule):
         return self.experience.episodes
 
     @property
+    def newest_evaluation_mean(self) -> float | None:
+        """Mean return of the last evaluation during training."""
+        return self.evaluations[-1].mean if self.evaluations else None
+
+    @property
+    def best_evaluation_mean(self) -> float | None:
+        """Highest mean return of any evaluation during training, resumed runs included."""
+        return max((evaluation.mean for evaluation in self.evaluations), default=None)
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing is left to act, learn or evaluate; the next boundary ends the run."""
         if self._evaluation_is_due:
@@ -180,9 +200,13 @@ class PERDQN(LightningModule):
 
     # -- acting ----------------------------------------------------------------------------------
 
+    def _act_in_training(self, obs: Columns) -> np.ndarray:
+        return self._greedy(obs, self._noise)
+
     @torch.inference_mode()
-    def _greedy(self, obs: Columns) -> np.ndarray:
-        self.online.resample(self._noise)
+    def _greedy(self, obs: Columns, noise: torch.Generator) -> np.ndarray:
+        """Greedy actions [n], counted from 0; a stochastic network draws from ``noise``."""
+        self.online.resample(noise)
         columns = {name: torch.from_numpy(column).to(self.device) for name, column in obs.items()}
         return self.online.greedy(columns).cpu().numpy()
 
@@ -201,7 +225,7 @@ class PERDQN(LightningModule):
         is_single = columns[first.name].ndim == len(self.spec.obs_shape(first))
         if is_single:
             columns = {name: column[None] for name, column in columns.items()}
-        actions = self._greedy(columns) + self.spec.action_start
+        actions = self._greedy(columns, self._evaluation_noise) + self.spec.action_start
         return int(actions[0]) if is_single else actions
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
@@ -216,9 +240,12 @@ class PERDQN(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         learner = self.config.learner
         is_fused = self.device.type in ("cpu", "cuda")
-        return torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             self.online.parameters(), lr=learner.learning_rate, eps=learner.adam_eps, fused=is_fused
         )
+        if self.initial_optimizer_state is not None:
+            fill_optimizer(optimizer, self.initial_optimizer_state)
+        return optimizer
 
     def train_dataloader(self) -> PrioritizedReplayDataset:
         return self.experience
@@ -258,7 +285,7 @@ class PERDQN(LightningModule):
         self.memory.update_priorities(batch.id, item.priority.cpu().double())
         self.update_steps += 1
         self._update_target()
-        if self.update_steps % self.trainer.log_every_n_steps == 0:
+        if self.update_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_update(loss, item, output, grad_norm)
 
     def _item_loss(self, batch: TransitionBatch) -> tuple[Any, ItemLoss]:
@@ -296,13 +323,21 @@ class PERDQN(LightningModule):
 
     # -- the run ---------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Any]:
+        """Adds none, but is the first hook of a fit: stock callbacks look at the Trainer next."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self._is_trainer_checked:
+            self._refuse_trainer_settings()
+            # None tells them that evaluations come after training steps, not with epochs.
+            self.trainer.check_val_every_n_epoch = None
+            self._is_trainer_checked = True
+        return []
+
     def on_fit_start(self) -> None:
-        self._refuse_trainer_settings()
-        if self.trainer.fast_dev_run:
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.experience.learning_from = self.config.learner.batch_size + self.config.learner.n_step + 1
 
     def _refuse_trainer_settings(self) -> None:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         given: dict[str, Any] = {
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
@@ -325,6 +360,7 @@ class PERDQN(LightningModule):
             for group in cast(LightningOptimizer, self.optimizers()).param_groups:
                 group["lr"] = self.config.learner.learning_rate
         self._logged_at = (time.monotonic(), self.env_steps)
+        self.trainer.val_check_batch = float("inf")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """The clean boundary: callbacks have saved by now if they wanted to, so the run may end here."""
@@ -360,6 +396,7 @@ class PERDQN(LightningModule):
         num_envs = min(config.evaluation.num_envs, num_episodes)
         self._evaluation = make_environments(config.env, self.spec, num_envs, config.seed, phase)
         self._evaluation_rng = np.random.default_rng(config.seed)
+        self._evaluation_noise.manual_seed(config.seed)
 
     def _close_evaluation(self) -> None:
         if self._evaluation is not None:
@@ -377,7 +414,7 @@ class PERDQN(LightningModule):
         assert self._evaluation is not None
         settings = self.config.evaluation
         returns, lengths = play(
-            self._greedy,
+            lambda obs: self._greedy(obs, self._evaluation_noise),
             self._evaluation,
             episodes,
             epsilon=settings.epsilon,
@@ -394,18 +431,21 @@ class PERDQN(LightningModule):
             return
         if (period := self._evaluation_period) is not None:
             self._evaluations_done = self.env_steps // period
-        mean = self.newest_evaluation_mean = statistics["mean"]
-        self.best_evaluation_mean = max(mean, self.best_evaluation_mean or mean)
+        self.evaluations.append(Evaluation(statistics["mean"], statistics["low"], statistics["high"]))
 
     def on_test_epoch_end(self) -> None:
         self.final_evaluation = self._report_evaluation("test")
 
     def _report_evaluation(self, prefix: str) -> dict[str, float]:
-        statistics = cast(dict[str, float], self._statistics.compute())
+        statistics = self._statistics.compute()
         names = {"mean": "return_mean", "iqm": "return_iqm", "low": "return_low", "high": "return_high"}
         named = {f"{prefix}/{names.get(key, key)}": float(value) for key, value in statistics.items()}
-        self.log_dict(named, logger=False)
-        self._log(named)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_dict(named, logger=False)  # for callbacks that monitor them
+            self._log(named)
+        else:
+            self.log_dict({**named, "step": float(self.env_steps)})  # for what validate and test return
+            self.latest.update(named)
         return statistics
 
     # -- logging ---------------------------------------------------------------------------------
@@ -458,8 +498,7 @@ class PERDQN(LightningModule):
             "episodes": self.episodes,
             "update_steps": self.update_steps,
             "evaluations_done": self._evaluations_done,
-            "best_evaluation_mean": self.best_evaluation_mean,
-            "newest_evaluation_mean": self.newest_evaluation_mean,
+            "evaluations": [tuple(evaluation) for evaluation in self.evaluations],
             "recent_episodes": self.recent_episodes.window_state(),
         }
         if "optimizer_states" in checkpoint:
@@ -480,12 +519,12 @@ class PERDQN(LightningModule):
             raise ValueError("this checkpoint was not written by PERDQN: it has no perdqn entry")
         if state["version"] > STATE_VERSION:
             raise ValueError(
-                f"the checkpoint's format is {state['version']}, this perdqn reads up to {STATE_VERSION}; upgrade"
+                f"the checkpoint has format {state['version']}, "
+                f"this perdqn reads up to {STATE_VERSION}; upgrade"
             )
         self.update_steps = state["update_steps"]
         self._evaluations_done = state["evaluations_done"]
-        self.best_evaluation_mean = state["best_evaluation_mean"]
-        self.newest_evaluation_mean = state["newest_evaluation_mean"]
+        self.evaluations = [Evaluation(*evaluation) for evaluation in state["evaluations"]]
         self.recent_episodes.load_window_state(state["recent_episodes"])
         saved_rate = checkpoint["hyper_parameters"]["learner"]["learning_rate"]
         self._learning_rate_changed = saved_rate != self.config.learner.learning_rate
@@ -504,16 +543,38 @@ class PERDQN(LightningModule):
                 stacklevel=2,
             )
 
+    # -- diagnosis and handover ------------------------------------------------------------------
+
+    def get_training_diagnostics(self) -> dict[str, Any]:
+        """Progress, replay, Q-values, TD errors, gradients, schedules, device; see `training_diagnostics`."""
+        return training_diagnostics(self)
+
+    def save_model(
+        self,
+        path: str | Path,
+        save_optimizer: bool = True,
+        include_memory: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the agent to one file; see `perdqn.handover.save_model`."""
+        save_model(self, path, save_optimizer, include_memory, metadata)
+
+    def load_model(
+        self, path: str | Path, strict: bool = True, device_override: str | torch.device | None = None
+    ) -> dict[str, Any]:
+        """Take over an agent from such a file, and return its metadata; see `perdqn.handover.load_model`."""
+        return load_model(self, path, strict, device_override)
+
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
 def _get_global_rng() -> dict[str, Any]:
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),  # type: ignore[union-attr]
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
     }
 

@@ -6,6 +6,7 @@ Knows nothing about how rows are stored, drawn or made.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,10 +86,9 @@ class TransitionBatch:
         if self.action.device == device:
             return self
 
-        def move(value: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        def move(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: column.to(device) for name, column in value.items()}
             return value.to(device)
 
-        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "id"}
-        return replace(self, **moved)
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "id"})

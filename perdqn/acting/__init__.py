@@ -1,1 +1,1 @@
-"""Acting: environments that can be made, seeded, watched and restored, and the actor that fills the replay."""
+"""Acting: environments that are made, seeded, watched and restored, and the actor that fills the replay."""

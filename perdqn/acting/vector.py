@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -64,9 +63,7 @@ class Environments:
         self._actions = [array("i") for _ in range(num_envs)]
         self._has_started = False
         self._has_ended = np.zeros(num_envs, np.bool_)
-        self.frames: Columns = {
-            c.name: np.zeros((num_envs, *c.shape), c.dtype) for c in spec.columns
-        }
+        self.frames: Columns = {c.name: np.zeros((num_envs, *c.shape), c.dtype) for c in spec.columns}
         self._stacks: Columns = {
             c.name: np.zeros((num_envs, *spec.obs_shape(c)), c.dtype) for c in spec.columns
         }
@@ -134,7 +131,9 @@ class Environments:
         """
         logs = [actions.numpy() for actions in state["actions"]]
         if len(logs) != self.num_envs:
-            raise ValueError(f"saved with model.env.num_envs {len(logs)}, now {self.num_envs}; keep it as saved")
+            raise ValueError(
+                f"saved with model.env.num_envs {len(logs)}, now {self.num_envs}; keep it as saved"
+            )
         self.num_failures = int(state["num_failures"])
         saved = state["episode"].numpy()
         longest = max(len(log) for log in logs)
@@ -207,7 +206,9 @@ class Environments:
                 f"{where}; that is failure {self.num_failures} and model.env.max_restarts is "
                 f"{self.config.max_restarts}: mend the environment or allow more"
             )
-        warnings.warn(f"{where}; the episode is cut and the environment rebuilt", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{where}; the episode is cut and the environment rebuilt", RuntimeWarning, stacklevel=3
+        )
 
     def _cut_all(self, error: Exception) -> Step:
         self._count_failure(0, f"the whole vector failed: {error!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from perdqn.config.checks import Report, check, row_bytes
+from perdqn.config.checks import ConfigWarning, Report, check, row_bytes
 from perdqn.config.coercion import ConfigError, coerce, read
 from perdqn.config.settings import (
     HEAD_NAMES,
@@ -29,6 +29,7 @@ __all__ = [
     "ClassSpec",
     "Config",
     "ConfigError",
+    "ConfigWarning",
     "EnvConfig",
     "EvaluationConfig",
     "ExplorationConfig",

@@ -21,6 +21,10 @@ from perdqn.config.wording import sentence
 ROW_OVERHEAD_BYTES = 37
 
 
+class ConfigWarning(UserWarning):
+    """A setting that is legal but unwise."""
+
+
 @dataclass
 class Report:
     """What `check` found, one sentence each."""

@@ -24,7 +24,9 @@ _FIRST_PRIORITY = 1.0  # of rows that enter before anything was measured; see `_
 
 
 @kernel
-def _measure(priorities, measured, slots, values, maximum, num_at_maximum):
+def _measure(
+    priorities: Array, measured: Array, slots: Ints, values: Array, maximum: float, num_at_maximum: int
+) -> tuple[float, int]:
     """Store measured priorities; returns the maximum and how many rows hold it (0: it must be sought)."""
     for i in range(slots.size):
         slot, value = slots[i], values[i]
@@ -39,7 +41,7 @@ def _measure(priorities, measured, slots, values, maximum, num_at_maximum):
 
 
 @kernel
-def _forget(priorities, measured, slots, maximum, num_at_maximum):
+def _forget(priorities: Array, measured: Array, slots: Ints, maximum: float, num_at_maximum: int) -> int:
     """Rows were overwritten or retired: they no longer count for the maximum."""
     for slot in slots:
         if measured[slot] and priorities[slot] == maximum:
@@ -256,10 +258,7 @@ class PrioritizedReplay:
     def _weights(self, slots: Ints, beta: float) -> Array:
         leaves = self._tree.leaves[slots]
         self._hits += slots.size
-        if self._smallest is not None:
-            smallest = self._smallest.minimum
-        else:
-            smallest = leaves.min()
+        smallest = leaves.min() if self._smallest is None else self._smallest.minimum
         # (N P)^-beta / max (N P)^-beta: N and the total cancel.
         return ((leaves / smallest) ** -beta).astype(np.float32)
 
@@ -348,7 +347,9 @@ class PrioritizedReplay:
             if np.shape(value) != expected:
                 raise ValueError(f"{name} must have shape {expected}, got {np.shape(value)}")
         if terminated.dtype != np.bool_ or truncated.dtype != np.bool_:
-            raise ValueError(f"terminated and truncated must be bool, got {terminated.dtype}, {truncated.dtype}")
+            raise ValueError(
+                f"terminated and truncated must be bool, got {terminated.dtype}, {truncated.dtype}"
+            )
         if not np.issubdtype(action.dtype, np.integer):
             raise ValueError(f"action must be integers, got {action.dtype}")
         if action.min() < 0 or action.max() >= self.spec.num_actions:
@@ -387,9 +388,7 @@ class PrioritizedReplay:
         assert np.array_equal(leaves[allowed], self._priorities[allowed] ** self._alpha)
         if self._num_at_maximum > 0:
             assert self._maximum == self._priorities[self._measured].max()
-            assert self._num_at_maximum == np.count_nonzero(
-                self._priorities[self._measured] == self._maximum
-            )
+            assert self._num_at_maximum == np.count_nonzero(self._priorities[self._measured] == self._maximum)
         assert not self._measured[~allowed].any()
         if self._smallest is not None:
             self._smallest.check_valid()
@@ -423,7 +422,7 @@ class PrioritizedReplay:
             "priority_max": self.priority_max,
             "priority_entropy": entropy / np.log(leaves.size) if leaves.size > 1 else 1.0,
             "effective_sample_size": float(1.0 / (probabilities**2).sum()) if leaves.size else 0.0,
-            "never_replayed_fraction": float(1.0 - self._measured.sum() / leaves.size) if leaves.size else 0.0,
+            "never_replayed_fraction": 1.0 - self._measured.sum() / leaves.size if leaves.size else 0.0,
             "sampled_age_mean": self.newest_batch_stats()["age_mean"],
             "oldest_age": int(np.minimum(self.rows.heads, self.rows.length).max()),
             "memory_usage": self.get_memory_usage(),

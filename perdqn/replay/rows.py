@@ -44,7 +44,7 @@ class Windows(NamedTuple):
 
 
 @kernel
-def _window_length(flags, ring, length, head, counter, n_step):
+def _window_length(flags: Array, ring: int, length: int, head: int, counter: int, n_step: int) -> int:
     """Steps of the window that starts at ``counter``; 0 while it is incomplete."""
     if flags[ring + counter % length] & FINAL:
         return 0
@@ -57,7 +57,7 @@ def _window_length(flags, ring, length, head, counter, n_step):
 
 
 @kernel
-def _has_history(flags, ring, length, head, counter, frame_stack):
+def _has_history(flags: Array, ring: int, length: int, head: int, counter: int, frame_stack: int) -> bool:
     """Whether every frame of the stack at ``counter`` is still alive."""
     for back in range(frame_stack - 1):
         if flags[ring + (counter - back) % length] & FIRST:
@@ -68,7 +68,9 @@ def _has_history(flags, ring, length, head, counter, frame_stack):
 
 
 @kernel
-def _may_start(flags, heads, length, ids, n_step, frame_stack):
+def _may_start(
+    flags: Array, heads: Ints, length: int, ids: Ints, n_step: int, frame_stack: int
+) -> NDArray[np.bool_]:
     allowed = np.zeros(ids.size, np.bool_)
     for i in range(ids.size):
         counter, env = divmod(ids[i], heads.size)
@@ -82,7 +84,19 @@ def _may_start(flags, heads, length, ids, n_step, frame_stack):
 
 
 @kernel
-def _append(flags, actions, rewards, heads, length, n_step, frame_stack, envs, action, reward, flag):
+def _append(
+    flags: Array,
+    actions: Array,
+    rewards: Array,
+    heads: Ints,
+    length: int,
+    n_step: int,
+    frame_stack: int,
+    envs: Ints,
+    action: Array,
+    reward: Array,
+    flag: Array,
+) -> tuple[Ints, Ints, Ints]:
     slots = np.empty(envs.size, np.int64)
     retired = np.empty(envs.size * frame_stack, np.int64)
     ready = np.empty(envs.size * n_step, np.int64)
@@ -117,7 +131,17 @@ def _append(flags, actions, rewards, heads, length, n_step, frame_stack, envs, a
 
 
 @kernel
-def _windows(flags, actions, rewards, heads, length, ids, n_step, gamma, reward_clip):
+def _windows(
+    flags: Array,
+    actions: Array,
+    rewards: Array,
+    heads: Ints,
+    length: int,
+    ids: Ints,
+    n_step: int,
+    gamma: float,
+    reward_clip: float,
+) -> tuple[Array, Array, Array, Ints]:
     action = np.empty(ids.size, np.int64)
     reward = np.empty(ids.size, np.float32)
     discount = np.empty(ids.size, np.float32)
@@ -140,7 +164,9 @@ def _windows(flags, actions, rewards, heads, length, ids, n_step, gamma, reward_
 
 
 @kernel
-def _gather_stacks(frames, flags, num_envs, length, ids, frame_stack, repeat_first):
+def _gather_stacks(
+    frames: Array, flags: Array, num_envs: int, length: int, ids: Ints, frame_stack: int, repeat_first: bool
+) -> Array:
     """Bytes of the stacks ending at ``ids``, oldest frame first [n, stack, row bytes]."""
     out = np.zeros((ids.size, frame_stack, frames.shape[1]), np.uint8)
     for i in range(ids.size):

@@ -15,7 +15,7 @@ Ints = NDArray[np.int64]
 
 
 @kernel
-def _set(nodes, first_leaf, slots, values, is_minimum):
+def _set(nodes: Floats, first_leaf: int, slots: Ints, values: Floats, is_minimum: bool) -> None:
     for i in range(slots.size):
         nodes[first_leaf + slots[i]] = values[i]
     # All items rise one level at a time, so that their memory loads overlap.
@@ -31,14 +31,14 @@ def _set(nodes, first_leaf, slots, values, is_minimum):
 
 
 @kernel
-def _rebuild(nodes, first_leaf, is_minimum):
+def _rebuild(nodes: Floats, first_leaf: int, is_minimum: bool) -> None:
     for parent in range(first_leaf - 1, 0, -1):
         left, right = nodes[2 * parent], nodes[2 * parent + 1]
         nodes[parent] = min(left, right) if is_minimum else left + right
 
 
 @kernel
-def _find(nodes, first_leaf, prefix_sums):
+def _find(nodes: Floats, first_leaf: int, prefix_sums: Floats) -> Ints:
     found = np.ones(prefix_sums.size, np.int64)
     rest = prefix_sums.copy()
     level = 1
