@@ -97,9 +97,7 @@ def describe(config: EnvConfig) -> EnvSpec:
         env.close()
 
 
-def spec_of(
-    observations: spaces.Space[Any], actions: spaces.Space[Any], config: EnvConfig
-) -> EnvSpec:
+def spec_of(observations: spaces.Space[Any], actions: spaces.Space[Any], config: EnvConfig) -> EnvSpec:
     """See `describe`."""
     if not isinstance(actions, spaces.Discrete):
         raise ValueError(f"model.env.id {config.id}: actions must be Discrete, got {actions}")
@@ -193,10 +191,10 @@ class StickyActionReset(gymnasium.Wrapper[Any, Any, Any, Any]):
 class SingleNative(gymnasium.Env[Any, Any]):
     """One environment of the native vector, with frames squeezed out of their stack of one."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
     render_mode = "rgb_array"
 
     def __init__(self, config: EnvConfig) -> None:
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
         self._vector = make_native(config, 1)
         box = self._vector.single_observation_space
         assert isinstance(box, spaces.Box)
