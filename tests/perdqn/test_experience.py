@@ -55,7 +55,7 @@ def learn(dataset, replay, num_fetches):
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
 @pytest.mark.parametrize("train_every", [0.5, 1, 3, 4])
 def test_every_update_comes_at_the_first_env_step_that_owes_it(num_envs, train_every):
-    dataset, replay = dataset_of(config_of(num_envs=num_envs, train_every=train_every, n_step=1))
+    dataset, _ = dataset_of(config_of(num_envs=num_envs, train_every=train_every, n_step=1))
     came_at = []
     for batch in dataset:
         if batch is not None:
@@ -92,7 +92,8 @@ def test_a_long_warm_up_ticks_without_an_update():
 
 
 def test_updates_wait_until_a_batch_can_be_filled_and_then_catch_up():
-    dataset, replay = dataset_of(config_of(warmup_env_steps=1, batch_size=32, n_step=1, kwargs={"length": 100}))
+    config = config_of(warmup_env_steps=1, batch_size=32, n_step=1, kwargs={"length": 100})
+    dataset, replay = dataset_of(config)
     assert next(iter(dataset)) is not None
     assert len(replay) == 32
     came_at = dataset.env_steps

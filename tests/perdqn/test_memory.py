@@ -56,7 +56,8 @@ def test_version_1_looks_under_the_memory_controller(control_groups):
 
 
 def test_version_1_whose_path_is_the_hosts_still_finds_the_mounted_limit(control_groups):
-    assert control_groups("7:memory:/docker/unseen\n", {"memory/memory.limit_in_bytes": 600 * MIB}).limit_bytes == 600 * MIB
+    files = {"memory/memory.limit_in_bytes": 600 * MIB}
+    assert control_groups("7:memory:/docker/unseen\n", files).limit_bytes == 600 * MIB
 
 
 @pytest.mark.parametrize("text", ["max", UNLIMITED_V1, "", "garbage"])

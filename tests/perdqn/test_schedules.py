@@ -5,7 +5,9 @@ import pytest
 from perdqn.schedules import LinearSchedule
 
 
-@pytest.mark.parametrize(("env_step", "value"), [(0, 1.0), (25, 0.8), (50, 0.6), (100, 0.2), (101, 0.2), (10**9, 0.2)])
+@pytest.mark.parametrize(
+    ("env_step", "value"), [(0, 1.0), (25, 0.8), (50, 0.6), (100, 0.2), (101, 0.2), (10**9, 0.2)]
+)
 def test_a_straight_line_and_then_a_constant(env_step, value):
     assert LinearSchedule(1.0, 0.2, 100)(env_step) == pytest.approx(value)
 

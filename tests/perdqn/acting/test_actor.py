@@ -16,9 +16,9 @@ def first_action(obs):
     return np.zeros(len(next(iter(obs.values()))), np.int64)
 
 
-def acting(env_id="toys.Counting", num_envs=2, policy=first_action, n_step=1, seed=0, max_restarts=10, **kwargs):
+def acting(env_id="toys.Counting", num_envs=2, policy=first_action, n_step=1, seed=0, **kwargs):
     """An actor on toys, its replay, and the list of (return, length) it reports into."""
-    config = EnvConfig(id=env_id, kwargs=kwargs, max_restarts=max_restarts)
+    config = EnvConfig(id=env_id, kwargs=kwargs)
     spec = describe(config)
     environments = Environments(config, spec, num_envs, lambda env, episode: 100 * env + episode)
     environments.reset()

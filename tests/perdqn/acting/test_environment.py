@@ -1,4 +1,4 @@
-"""Environments by id or import path: what is made, what is said when it cannot be, how episodes are seeded."""
+"""Environments by id or import path: what is made, what is said when nothing can be, and the seeds."""
 
 import importlib.util
 

@@ -107,7 +107,7 @@ def assert_agrees(replay, slow):
     assert replay.priority_max == slow.maximum
 
 
-SETTINGS = [  # num_envs, ring length (None: the shortest allowed), n_step, frame_stack, padding, clip, columns
+SETTINGS = [  # num_envs, ring length (None: the shortest), n_step, frame_stack, padding, clip, columns
     (1, None, 1, 1, "zero", None, VECTOR),
     (1, None, 5, 4, "zero", None, VECTOR),
     (2, None, 3, 2, "repeat", 1.0, VECTOR),

@@ -98,7 +98,8 @@ def test_overwriting_a_row_retires_those_whose_stack_reached_into_it():
 
 
 def test_a_first_row_keeps_its_padding_when_everything_before_it_is_gone():
-    rows = rows_of(*[GOING_ON] * 5, TERMINATED, FINAL, GOING_ON, GOING_ON, GOING_ON, length=7, n_step=1, frame_stack=4)
+    flags = [*[GOING_ON] * 5, TERMINATED, FINAL, *[GOING_ON] * 3]
+    rows = rows_of(*flags, length=7, n_step=1, frame_stack=4)
     for i in range(10, 14):
         append(rows, i)
     assert starts(rows)[0] == 7
