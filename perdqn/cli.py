@@ -41,6 +41,7 @@ from perdqn.run.summary import (
 QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated",  # Lightning 2.6 beside torch 2.13
     "Checkpoint directory .* exists and is not empty",  # a resumed run's own
+    "Be aware that when using `ckpt_path`, callbacks",  # one was removed, and listed as a change
     ".*does not have many workers",
     "GPU available but not used",
     "Experiment logs directory .* exists and is not empty",
