@@ -1,0 +1,187 @@
+"""Imports point one way, and what must stay light stays light.
+
+Knows nothing about what the modules do: it reads their import statements.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PERDQN, HOLDFAST = ROOT / "perdqn", ROOT / "callbacks" / "holdfast"
+
+# Each part of perdqn (a package, or a file beside them) and all it imports, which stands above it.
+# An import inside a function counts; one for type checkers alone does not.
+PARTS = {
+    "config": "",
+    "jit": "",
+    "schedules": "",
+    "shipped": "",
+    "transition": "",
+    "arguments": "config",
+    "class_path": "config",
+    "faults": "config",
+    "run": "",
+    "replay": "jit transition",
+    "learning": "class_path config transition",
+    "acting": "class_path config replay transition",
+    "experience": "acting config replay schedules transition",
+    "evaluation": "acting config transition",
+    "recording": "acting config transition",
+    "diagnostics": "",
+    "handover": "acting transition",
+    "module": "acting config diagnostics evaluation experience handover learning replay transition",
+    "perdqn": "module",  # perdqn/__init__.py
+    "assembly": "acting arguments config faults learning module replay run transition",
+    "completion": "acting assembly",
+    "cli": "acting assembly completion config handover module recording run shipped",
+    "__main__": "cli perdqn",
+}
+
+# The files of each package, in the same order.
+FILES = {
+    "acting": "__init__ environment guard vector actor",
+    "config": "wording settings values trainer coercion rules summary checks __init__",
+    "learning": "__init__ td heads networks",
+    "replay": "__init__ memory sum_tree rows prioritized",
+    "run": "__init__ folder summary progress record stopping best dashboard",
+}
+
+EXCEPTIONS = {("completion", "__main__"): "the table of commands, which needs no import to be read"}
+
+
+class Arrow(NamedTuple):
+    """One import statement: dotted names of the importing file and of what it imports."""
+
+    source: str
+    target: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.source} (line {self.line}) -> {self.target}"
+
+
+def arrows_of(package: Path) -> list[Arrow]:
+    return [arrow for path in sorted(package.rglob("*.py")) for arrow in arrows_in(path, package.parent)]
+
+
+def arrows_in(path: Path, root: Path) -> Iterator[Arrow]:
+    parts = path.relative_to(root).with_suffix("").parts
+    source = ".".join(parts).removesuffix(".__init__")
+    for node in running(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (Arrow(source, alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = parts[: len(parts) - node.level] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            for name in (f"{module}.{alias.name}" for alias in node.names):
+                yield Arrow(source, name if is_module(root, name) else module, node.lineno)
+
+
+def is_module(root: Path, name: str) -> bool:
+    path = root / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under ``if TYPE_CHECKING``."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")):
+            yield from running(child)
+
+
+def part_of(name: str) -> str:
+    """``perdqn.replay.rows`` is of the part ``replay``, ``perdqn`` itself of ``perdqn``."""
+    return name.split(".")[1] if "." in name else name
+
+
+def file_of(name: str) -> str:
+    """``perdqn.replay.rows`` is the file ``rows`` of its package, ``perdqn.replay`` its ``__init__``."""
+    return (name.split(".") + ["__init__"])[2]
+
+
+def within_perdqn() -> list[Arrow]:
+    return [arrow for arrow in arrows_of(PERDQN) if arrow.target.split(".")[0] == "perdqn"]
+
+
+def between_parts() -> list[tuple[str, str, Arrow]]:
+    pairs = [(part_of(arrow.source), part_of(arrow.target), arrow) for arrow in within_perdqn()]
+    return [(source, target, arrow) for source, target, arrow in pairs if source != target]
+
+
+def shown(faults: list[Arrow]) -> str:
+    return "offending arrows:\n  " + "\n  ".join(map(str, faults))
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    found = {path.relative_to(PERDQN).parts[0].removesuffix(".py") for path in PERDQN.rglob("*.py")}
+    assert found - {"__init__"} == PARTS.keys() - {"perdqn"}
+    for package, files in FILES.items():
+        assert {path.stem for path in (PERDQN / package).glob("*.py")} == set(files.split())
+
+
+def test_the_order_has_no_way_back() -> None:
+    above: set[str] = set()
+    for part, imported in PARTS.items():
+        assert set(imported.split()) <= above, f"{part} is to import what does not stand above it"
+        above.add(part)
+
+
+def test_parts_import_only_what_the_order_says() -> None:
+    allowed = {(part, other) for part, imported in PARTS.items() for other in imported.split()}
+    faults = [a for *pair, a in between_parts() if tuple(pair) not in {*allowed, *EXCEPTIONS}]
+    assert not faults, shown(faults)
+
+
+def test_the_order_names_no_import_that_is_gone() -> None:
+    named = {(part, other) for part, imported in PARTS.items() for other in imported.split()}
+    gone = {*named, *EXCEPTIONS} - {(source, target) for source, target, _ in between_parts()}
+    assert not gone, f"remove from the table: {sorted(gone)}"
+
+
+@pytest.mark.parametrize("package", FILES)
+def test_files_of_a_package_import_only_those_before_them(package: str) -> None:
+    order = FILES[package].split()
+    inside = [a for a in within_perdqn() if part_of(a.source) == part_of(a.target) == package]
+    faults = [a for a in inside if order.index(file_of(a.target)) >= order.index(file_of(a.source))]
+    assert not faults, shown(faults)
+
+
+def third_party(package: Path) -> list[Arrow]:
+    own = {*sys.stdlib_module_names, package.name}
+    return [arrow for arrow in arrows_of(package) if arrow.target.split(".")[0] not in own]
+
+
+def test_holdfast_imports_nothing_it_does_not_depend_on() -> None:
+    project = tomllib.loads((HOLDFAST.parent / "pyproject.toml").read_text())["project"]
+    declared = {Requirement(line).name for line in project["dependencies"]}
+    faults = [arrow for arrow in third_party(HOLDFAST) if arrow.target.split(".")[0] not in declared]
+    assert declared == {"lightning", "torch", "psutil"}
+    assert not faults, shown(faults)
+
+
+@pytest.mark.parametrize("package", [PERDQN, HOLDFAST], ids=["perdqn", "holdfast"])
+def test_there_is_one_lightning(package: Path) -> None:
+    # the callbacks and modules of `pytorch_lightning` are other classes than those of `lightning.pytorch`
+    names = [arrow for arrow in third_party(package) if "lightning" in arrow.target.split(".")[0]]
+    faults = [arrow for arrow in names if not f"{arrow.target}.".startswith("lightning.pytorch.")]
+    assert names
+    assert not faults, shown(faults)
+
+
+@pytest.mark.parametrize("module", ["perdqn", "perdqn.config", "perdqn.__main__"])
+def test_what_must_answer_at_once_imports_nothing_heavy(module: str) -> None:
+    heavy = {"torch", "lightning", "gymnasium", "numpy", "numba", "jsonargparse"}
+    script = f"import sys, {module}; print(*sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
