@@ -107,7 +107,7 @@ def part_of(name: str) -> str:
 
 def file_of(name: str) -> str:
     """``perdqn.replay.rows`` is the file ``rows`` of its package, ``perdqn.replay`` its ``__init__``."""
-    return (name.split(".") + ["__init__"])[2]
+    return [*name.split("."), "__init__"][2]
 
 
 def within_perdqn() -> list[Arrow]:
