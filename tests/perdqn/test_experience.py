@@ -74,21 +74,25 @@ def test_every_update_comes_at_the_first_env_step_that_owes_it(num_envs, train_e
 @pytest.mark.parametrize("train_every", [0.5, 3])
 def test_nothing_is_owed_during_the_warm_up(train_every):
     dataset, _ = dataset_of(config_of(train_every=train_every, warmup_env_steps=50))
-    dataset.pause_at = 50
-    assert next(iter(dataset)) is None
-    assert dataset.env_steps == 50
-    assert dataset.updates_issued == dataset.updates_owed == 0
+    for env_steps in (20, 50):
+        dataset.pause_at = env_steps
+        assert next(iter(dataset)) is None
+        assert dataset.env_steps == env_steps
+        assert dataset.updates_issued == dataset.updates_owed == 0
 
 
 def test_a_long_warm_up_ticks_without_an_update():
     config = config_of(warmup_env_steps=2_500, kwargs={"length": 50})
     dataset, _ = dataset_of(config)
+    dataset.pause_at = 2_200
     ticks = []
     for batch in dataset:
         if batch is not None:
             break
         ticks.append(dataset.env_steps)
-    assert ticks == [1_000, 2_000]
+        if dataset.env_steps == dataset.pause_at:
+            dataset.pause_at = None
+    assert ticks == [1_000, 2_000, 2_200]
 
 
 def test_updates_wait_until_a_batch_can_be_filled_and_then_catch_up():
