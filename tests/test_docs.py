@@ -156,6 +156,8 @@ def blocks_of(document: Path) -> Iterator[Block]:
 
 
 @names_of
+# Lightning would have a number of epochs, and the checkpoints made before updates; a run is one epoch
+@pytest.mark.filterwarnings("ignore:`max_epochs` was not set", "ignore:Using ModelCheckpoint with manual")
 def test_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks share one namespace; one that begins with ``# name.py`` is that module instead."""
     blocks = [block for block in blocks_of(document) if block.language == "python"]
@@ -190,9 +192,12 @@ def test_links_lead_somewhere(document: Path) -> None:
 @names_of
 def test_commands_and_configs_exist(document: Path) -> None:
     text = document.read_text()
-    commands = set(re.findall(r"(?:^|`|&& )perdqn ([a-z]\w*)", text, re.MULTILINE))
+    code = "\n".join(map("".join, re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", text, re.M | re.S)))
+    commands = set(re.findall(r"(?:^|&& )perdqn ([a-z]\w*)", code, re.M))
     assert commands <= COMMANDS.keys()
-    configs = {name for name in re.findall(r"--config[ =]([\w./-]+)", text) if not name.endswith(".yaml")}
+    configs = {
+        name for name in re.findall(r"--config[ =]([a-z][\w./-]*)", code) if not name.endswith(".yaml")
+    }
     assert configs <= set(shipped.get_names())
     files = set(re.findall(r"\bconfigs/([a-z][\w-]*)\.yaml", text))
     assert files <= set(shipped.get_names())
