@@ -184,7 +184,7 @@ class PrioritizedReplay:
     def _note(self, appended: Appended) -> None:
         retired, ready = appended
         if retired.size:
-            self._num_eligible -= int(np.count_nonzero(self._tree.leaves[np.unique(retired)]))
+            self._num_eligible -= int(np.count_nonzero(self._tree.leaves[retired]))
             self._num_at_maximum = _forget(
                 self._priorities, self._measured, retired, self._maximum, self._num_at_maximum
             )

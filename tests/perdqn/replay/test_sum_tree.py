@@ -87,6 +87,11 @@ def test_the_tree_is_a_function_of_its_leaves(kind, capacity):
     np.testing.assert_array_equal(written._nodes, rebuilt._nodes)
 
 
+@pytest.mark.parametrize(("capacity", "num_leaves"), [(1, 1), (63, 64), (64, 64), (65, 128)])
+def test_the_tree_takes_no_more_than_the_next_power_of_two(capacity, num_leaves):
+    assert SumTree(capacity).nbytes == 2 * num_leaves * 8
+
+
 @pytest.mark.parametrize("capacity", [0, -3])
 def test_a_tree_without_leaves_is_refused(capacity):
     with pytest.raises(ValueError, match="capacity must be at least 1"):
