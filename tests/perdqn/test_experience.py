@@ -249,8 +249,8 @@ def test_episodes_that_cannot_be_restored_are_cut_where_they_were(tmp_path):
     resumed, memory = dataset_of(config)
     resumed.restore(state["experience"])
     memory.load_state_dict(state["replay"])
-    learn(resumed, memory, 1)
-    assert resumed.num_lost_episodes == 2
+    with pytest.warns(RuntimeWarning, match="2 of 2 episodes in progress could not be played again"):
+        learn(resumed, memory, 1)
     memory.check_valid()
     learn(resumed, memory, 30)
     memory.check_valid()
