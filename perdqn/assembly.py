@@ -82,6 +82,7 @@ class RunCLI(LightningCLI):
         self.command, self.resumed, self.told = command, resumed, told
         self.folder: RunFolder | None = None
         self.changes: list[str] = []
+        self.exactness = "not tested"
         super().__init__(
             PERDQN,
             args=argv,
@@ -215,6 +216,7 @@ class RunCLI(LightningCLI):
         if self.boundary is None:
             raise KeyboardInterrupt
         self.boundary.request_stop()
+        self.model.abort_evaluation()
 
 
 def parser_of(command: str) -> LightningArgumentParser:

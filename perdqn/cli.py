@@ -24,7 +24,8 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from perdqn import handover, shipped
-from perdqn.acting.environment import MissingExtra, episode_seed
+from perdqn.acting.environment import MissingExtra, episode_seed, is_native
+from perdqn.acting.vector import self_test
 from perdqn.assembly import RunCLI, warn
 from perdqn.config import ConfigError, format_config_summary, get_config_summary, row_bytes
 from perdqn.module import PERDQN
@@ -47,6 +48,14 @@ QUIET = (
     "Experiment logs directory .* exists and is not empty",
     "Using ModelCheckpoint with manual optimization",  # weights after an update are what is wanted
     ".*`dataloader_iter`",  # the step flavour the module is written for
+)
+FOR_LIFE = (
+    "model.env.",
+    "model.replay.capacity",
+    "model.network.",
+    "model.head.",
+    "model.learner.dueling",
+    "model.seed",
 )
 ASKING = ("-h", "--help", "--print_config")
 
@@ -91,11 +100,20 @@ def resume(argv: list[str]) -> int:
         raise Refused(f"{checkpoint} has no {run.config} beside it; start anew with `perdqn fit --ckpt_path`")
     told = _spell("resume", argv)
     cli = RunCLI("resume", ["--config", str(run.config), *options], resumed=run, told=told)
+    _refuse_other_shapes(cli)
     _refuse_finished(cli, run)
     print(f"resuming {checkpoint}")
     for change in cli.changes:
         print(f"  changed {change}")
     return _train(cli, str(checkpoint))
+
+
+def _refuse_other_shapes(cli: RunCLI) -> None:
+    """Say so where the saved state could not fit, before anything is touched."""
+    fixed = [change for change in cli.changes if change.startswith(FOR_LIFE)]
+    if fixed:
+        reason = "a run keeps the shape of its environments, replay and network for life"
+        raise Refused(f"{reason}; take back {', '.join(fixed)}, or start a new run with perdqn fit")
 
 
 def _refuse_finished(cli: RunCLI, run: RunFolder) -> None:
@@ -115,6 +133,7 @@ def _train(cli: RunCLI, checkpoint: str | None) -> int:
     warn(cli.report.warnings)
     if cli.folder is not None:
         print(f"run folder {cli.folder.path}")
+        cli.exactness = _test_exactness(cli)
     with _naming_failure(cli):
         code, final = _run_to_the_end(cli, checkpoint)
     status, reason = _get_outcome(cli, code)
@@ -128,6 +147,20 @@ def _train(cli: RunCLI, checkpoint: str | None) -> int:
     else:
         print(format_table(figures, cli.folder))
     return code
+
+
+def _test_exactness(cli: RunCLI) -> str:
+    """Whether an interrupted episode can be played again as it was; found out once, when a run begins."""
+    if cli.resumed is not None:
+        return str(cli.resumed.read_summary().get("exactness", "not tested"))
+    assert cli.spec is not None
+    # ALE's seeded reset takes a fifth of a second
+    num_episodes = 2 if is_native(cli.settings.env) else 100
+    difference = self_test(cli.settings.env, cli.spec, num_episodes=num_episodes)
+    if difference is None:
+        return "bit-exact"
+    warn([f"{difference}: episodes interrupted by a stop are cut on resume, which is then not bit-exact"])
+    return f"not reproducible: {difference}"
 
 
 def _run_to_the_end(cli: RunCLI, checkpoint: str | None) -> tuple[int, dict[str, float | None] | None]:
@@ -185,6 +218,7 @@ def _close(cli: RunCLI, status: str, reason: str, final: dict[str, Any] | None) 
         "status": status,
         "stop_reason": reason,
         **get_figures(cli.model, cli.record.seconds, final),
+        "exactness": cli.exactness,
         "command": cli.told,
         "changes": cli.changes,
     }

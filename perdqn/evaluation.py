@@ -191,6 +191,7 @@ def play(
     epsilon: float = 0.0,
     rng: np.random.Generator | None = None,
     max_episode_steps: float = math.inf,
+    is_aborted: Callable[[], bool] = lambda: False,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Play the given episodes side by side, each to its end.
 
@@ -205,6 +206,7 @@ def play(
         epsilon: share of uniformly random actions, drawn from ``rng``.
         rng: needed where ``epsilon`` is above 0; left untouched otherwise.
         max_episode_steps: episodes are cut after this many steps.
+        is_aborted: asked at every step; once it says so, what has been played so far is returned.
 
     Returns:
         returns float64 [episodes] and lengths int64 [episodes], in the order given.
@@ -223,7 +225,7 @@ def play(
         lengths += is_counted
         ended = step.terminated | step.truncated
         is_counted &= ~ended & (lengths < max_episode_steps)
-        if not is_counted.any():
+        if not is_counted.any() or is_aborted():
             return returns[:count], lengths[:count]
         if ended.any():
             environments.reset(ended, in_slots)

@@ -6,6 +6,7 @@ Knows nothing about losses, Lightning or what is done with a batch.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,7 +99,18 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         before, self.env_steps = self.env_steps, self.env_steps + self._config.env.num_envs
         period = self._config.replay.cleanup_env_steps
         if period is not None and before // period < self.env_steps // period:
-            self._replay.release_memory()
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        self._replay.release_memory()
+        usage = self._replay.get_memory_usage()
+        if usage["alert"]:
+            warnings.warn(
+                f"{usage['limit_fraction']:.0%} of the memory limit of "
+                f"{usage['limit_bytes'] / 2**30:.1f} GiB is in use; lower model.replay.capacity before the run is killed",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
     def _open(self) -> Actor:
         """Make the environments, and bring them back to where they were saved."""
@@ -122,8 +134,13 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
             return actor
         actor.load_state_dict(self._saved["actor"])
         lost = environments.load_state_dict(self._saved["environments"])
-        self.num_lost_episodes = int(lost.sum())
         if lost.any():
+            warnings.warn(
+                f"{int(lost.sum())} of {lost.size} episodes in progress could not be played again as they "
+                "were: they are cut as truncated, and the run goes on with new ones",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             actor.abandon(lost, self._saved["environments"]["frames"])
         return actor
 

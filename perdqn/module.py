@@ -119,6 +119,7 @@ class PERDQN(LightningModule):
         self._statistics = EpisodeStatistics()
         self._evaluation: Environments | None = None
         self._evaluation_rng = np.random.default_rng(0)
+        self.is_evaluation_aborted = False
         self._evaluations_done = 0  # evaluation points passed: env_steps // every_env_steps
         self.evaluations: list[Evaluation] = []  # of this run, oldest first
         self.final_evaluation: dict[str, float] | None = None
@@ -126,6 +127,8 @@ class PERDQN(LightningModule):
         self.stop_reason: str | None = None
         self.latest: dict[str, float] = {}
         self.initial_optimizer_state: dict[str, Any] | None = None  # of an agent handed over
+        self.num_threads: int | None = None  # chosen once, when a run begins
+        self._threads_before = torch.get_num_threads()
         self._global_rng: dict[str, Any] | None = None
         self._learning_rate_changed = False
         self._logged_at = (0.0, 0)
@@ -333,8 +336,20 @@ class PERDQN(LightningModule):
         return []
 
     def on_fit_start(self) -> None:
+        self.is_evaluation_aborted = False
+        self._threads_before = torch.get_num_threads()
+        self.num_threads = self.num_threads or self.config.learner.num_threads or self._choose_num_threads()
+        torch.set_num_threads(self.num_threads)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.experience.learning_from = self.config.learner.batch_size + self.config.learner.n_step + 1
+
+    def _choose_num_threads(self) -> int:
+        """A second thread only pays for large images; for small networks a stalled one costs dearly."""
+        images = [column for column in self.spec.columns if len(column.shape) > 1]
+        return torch.get_num_threads() if any(min(c.shape[:2]) >= 36 for c in images) else 1
+
+    def on_fit_end(self) -> None:
+        torch.set_num_threads(self._threads_before)
 
     def _refuse_trainer_settings(self) -> None:
         trainer: Any = self.trainer
@@ -403,8 +418,15 @@ class PERDQN(LightningModule):
             self._evaluation.close()
             self._evaluation = None
 
+    def abort_evaluation(self) -> None:
+        """End a running evaluation at its next step, uncounted: it stays due, and is played whole on resume.
+
+        Safe to call in a signal handler.
+        """
+        self.is_evaluation_aborted = True
+
     def validation_step(self, episodes: list[int], batch_idx: int) -> None:
-        if not self.trainer.sanity_checking:
+        if not (self.trainer.sanity_checking or self.is_evaluation_aborted):
             self._play(episodes)
 
     def test_step(self, episodes: list[int], batch_idx: int) -> None:
@@ -420,11 +442,12 @@ class PERDQN(LightningModule):
             epsilon=settings.epsilon,
             rng=self._evaluation_rng,
             max_episode_steps=settings.max_episode_steps,
+            is_aborted=lambda: self.is_evaluation_aborted,
         )
         self._statistics.update(returns, lengths)
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking:
+        if self.trainer.sanity_checking or self.is_evaluation_aborted:
             return
         statistics = self._report_evaluation("eval")
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -504,6 +527,7 @@ class PERDQN(LightningModule):
         if "optimizer_states" in checkpoint:
             state["experience"] = self.experience.capture()
             state["replay"] = self.memory.state_dict()
+            state["num_threads"] = self.num_threads
             state["noise"] = self._noise.get_state()
             state["global_rng"] = _get_global_rng()
         checkpoint[STATE_KEY] = state
@@ -532,6 +556,7 @@ class PERDQN(LightningModule):
         if is_fitting and "replay" in state:
             self.experience.restore(state["experience"])
             self.memory.load_state_dict(state["replay"])
+            self.num_threads = self.config.learner.num_threads or state["num_threads"]
             self._noise.set_state(state["noise"])
             self._global_rng = state["global_rng"]
             return

@@ -148,8 +148,6 @@ class Environments:
         late = (start == longest) & (longest > 0)
         if late.any():
             self.reset(late, saved)
-        for env, log in enumerate(logs):
-            self._actions[env] = array("i", log.tolist())
         same = [_is_same(state["frames"], self.frames, env) for env in range(self.num_envs)]
         return ~np.array(same) | self._has_ended
 

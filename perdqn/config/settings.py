@@ -65,8 +65,9 @@ class ReplayConfig:
         priority_eps: added to every new priority, so that none is ever zero.
         priority_clip: upper bound of a priority before the exponent; null leaves it free.
         weight_normalization: divide importance weights by the ``batch``'s largest or the ``buffer``'s.
-        memory_alert_fraction: share of the memory limit at which the replay warns.
-        cleanup_env_steps: env steps between two clean-ups of scratch memory; null turns it off.
+        memory_alert_fraction: share of the memory limit above which a clean-up warns.
+        cleanup_env_steps: env steps between two clean-ups, which return unused memory to the system;
+            null turns them off.
     """
 
     capacity: int = 100_000
@@ -79,7 +80,7 @@ class ReplayConfig:
     priority_clip: float | None = None
     weight_normalization: Literal["batch", "buffer"] = "batch"
     memory_alert_fraction: float = 0.9
-    cleanup_env_steps: int | None = 1_000_000
+    cleanup_env_steps: int | None = 100_000
 
 
 @dataclass
@@ -103,6 +104,8 @@ class LearnerConfig:
         target_update_period: updates between two updates of the target network.
         target_tau: share of the online network taken over then; 1 copies it.
         max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
+        num_threads: torch threads while training; null is 1 for vectors and small images, and torch's
+            own choice for large ones. A resumed run keeps the number it began with.
     """
 
     learning_rate: float = 1e-4
@@ -121,6 +124,7 @@ class LearnerConfig:
     target_update_period: int = 1_000
     target_tau: float = 1.0
     max_grad_norm: float | None = 10.0
+    num_threads: int | None = None
 
 
 @dataclass

@@ -59,6 +59,11 @@ REFUSED = {
     "reload_dataloaders_every_n_epochs": Refusal(_only(0), "stay 0", _EPOCH),
     "gradient_clip_val": Refusal(_only(), "stay unset", _CLIPPING),
     "gradient_clip_algorithm": Refusal(_only(), "stay unset", _CLIPPING),
+    "precision": Refusal(
+        lambda value: not str(value).startswith(("16", "transformer")),
+        "not be 16 bit",
+        "its loss scaling hides the gradients' norm from max_grad_norm: use bf16-mixed",
+    ),
     "devices": Refusal(_is_one_device, "be one device", _ONE_DEVICE),
     "num_nodes": Refusal(_only(1), "stay 1", _ONE_DEVICE),
     "barebones": Refusal(_only(False), "stay false", _BAREBONES),

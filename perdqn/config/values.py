@@ -63,6 +63,7 @@ RANGES = {
     "learner.target_update_period": Range(1, remedy="use 1000"),
     "learner.target_tau": Range(0, 1, "use 1.0 to copy the online network", above=True),
     "learner.max_grad_norm": _positive("use 10.0, or null to leave gradients alone"),
+    "learner.num_threads": Range(1, remedy="use 1 for small networks, or null to let the network decide"),
     "exploration.epsilon_start": Range(0, 1, "use 1.0"),
     "exploration.epsilon_end": Range(0, 1, "use 0.05"),
     "exploration.epsilon_env_steps": Range(0, remedy="use a tenth of model.total_env_steps"),

@@ -81,6 +81,8 @@ class RunProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            if getattr(pl_module, "is_evaluation_aborted", False):
+                return
             evaluation = get_evaluation(trainer.callback_metrics, "eval")
             steps = f"{getattr(pl_module, 'env_steps', 0):,} env steps"
             self.print(f"evaluation at {steps}: {format_evaluation(evaluation)}")

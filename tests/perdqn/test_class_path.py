@@ -106,7 +106,8 @@ def test_keyword_catch_all_takes_any_name() -> None:
 
 
 def test_argument_of_a_class_without_any_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.wheel\.init_args\.size does not exist: Hub takes no arguments"):
+    fault = r"model\.wheel\.init_args\.size does not exist: Hub takes no arguments"
+    with pytest.raises(ValueError, match=fault):
         instantiate(ClassSpec(f"{WHEEL}.Hub", {"size": 1}), {}, "model.wheel")
 
 
