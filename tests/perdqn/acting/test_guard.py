@@ -44,6 +44,8 @@ def test_the_environment_is_rebuilt_for_the_next_episode():
     assert info == {}
     np.testing.assert_array_equal(obs[:2], [6, 0])
     assert env.step(0)[0][1] == 1
+    env.reset(seed=7)
+    assert len(built) == 2, "rebuilt once, not for ever"
 
 
 @pytest.mark.parametrize("what", ["raise if used", "nan"])

@@ -270,6 +270,51 @@ def test_restored_worker_processes_play_on_bit_for_bit():
     assert_continues_identically(EnvConfig(id="CartPole-v1", vectorization="async"), 2, 37, 30)
 
 
+@pytest.mark.parametrize("waits", range(5))
+def test_environments_arrive_together_however_long_one_waits_for_the_other(waits):
+    """Episode 4 of environment 0 takes 8 steps; episode 5 of environment 1 takes 4, also while it waits."""
+    kwargs = {"length": 4, "spread": 7}
+    original, restored = (opened(kwargs=kwargs) for _ in range(2))
+    original.reset(episode=[4, 5])
+    for now in range(4):
+        if now == waits:
+            original.reset(np.array([False, True]), episode=[4, 5])
+        if act(original, 1, 2).terminated[1]:
+            original.reset(np.array([False, True]), episode=[4, 5])
+    if waits == 4:
+        original.reset(np.array([False, True]), episode=[4, 5])
+    assert not restored.load_state_dict(original.state_dict()).any()
+    assert str(restored.state_dict()["actions"]) == str(original.state_dict()["actions"])
+    np.testing.assert_array_equal(restored.frames[OBS], original.frames[OBS])
+    for environments in (original, restored):
+        act(environments, 1, 1)
+    np.testing.assert_array_equal(restored.frames[OBS], original.frames[OBS])
+    original.close()
+    restored.close()
+
+
+def test_an_episode_saved_after_its_end_counts_as_lost():
+    original, restored = (opened(kwargs={"length": 3, "spread": 100}) for _ in range(2))
+    original.reset(episode=[0, 1])
+    for _ in range(3):
+        act(original, 0, 0)
+    assert restored.load_state_dict(original.state_dict()).tolist() == [True, False]
+    original.close()
+    restored.close()
+
+
+def test_failures_before_the_save_still_count_after_it():
+    original, restored = (opened("toys.Faulty", 1, {"faults": [[0, 1, "raise"]]}) for _ in range(2))
+    original.reset()
+    with pytest.warns(RuntimeWarning, match="step 1"):
+        act(original, 0)
+    original.reset()
+    restored.load_state_dict(original.state_dict())
+    assert restored.num_failures == original.num_failures == 1
+    original.close()
+    restored.close()
+
+
 def test_an_episode_that_cannot_be_restored_is_named():
     environments = opened("toys.Leaky", kwargs={"length": 4, "spread": 3})
     environments.reset()

@@ -201,6 +201,7 @@ def test_uniform_mode_draws_every_row_alike_with_weight_one_whatever_was_measure
     counts = draw_counts(replay, 10_000)
     assert chi_squared_p_value(counts, np.full(counts.size, 1 / counts.size)) > 0.001
     assert (replay.sample(64, beta=1.0).is_weight == 1.0).all()
+    assert replay.priorities_updated == 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
