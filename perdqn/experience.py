@@ -107,8 +107,9 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         if usage["alert"]:
             warnings.warn(
                 f"{usage['limit_fraction']:.0%} of the memory limit of "
-                f"{usage['limit_bytes'] / 2**30:.1f} GiB is in use; lower model.replay.capacity before the run is killed",
-                ResourceWarning,
+                f"{usage['limit_bytes'] / 2**30:.1f} GiB is in use; "
+                "lower model.replay.capacity before the run is killed",
+                UserWarning,
                 stacklevel=2,
             )
 

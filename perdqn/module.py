@@ -264,7 +264,8 @@ class PERDQN(LightningModule):
                 break
             self._update(batch.to(self.device))
         # Lightning asks right after this step whether to validate.
-        self.trainer.val_check_batch = 1 if self._evaluation_is_due else float("inf")
+        starts_evaluation = self._evaluation_is_due and not self.is_evaluation_aborted
+        self.trainer.val_check_batch = 1 if starts_evaluation else float("inf")
 
     def _group_size(self) -> int:
         left = self.trainer.max_steps - self.trainer.global_step

@@ -349,6 +349,18 @@ def test_interrupt_saves_and_is_resumed(
 # -- going on
 
 
+@pytest.mark.parametrize("change", ["--model.env.num_envs=2", "--model.replay.capacity=300"])
+def test_resume_refuses_to_reshape_a_run(run: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "summary.json").read_text()
+    assert main(["resume", str(run), "--model.total_env_steps=600", change]) == 2
+    assert "keeps the shape" in capsys.readouterr().err
+    assert (run / "summary.json").read_text() == before
+
+
+def test_a_run_says_whether_its_episodes_can_be_restored(run: Path) -> None:
+    assert json.loads((run / "summary.json").read_text())["exactness"] == "bit-exact"
+
+
 def test_resume_extends_a_run_in_its_folder_and_lists_changes(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

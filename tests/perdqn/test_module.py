@@ -344,3 +344,51 @@ def test_training_does_not_touch_the_global_generators() -> None:
     torch.manual_seed(3)
     small()
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_an_aborted_evaluation_stays_due_and_is_played_whole_on_resume(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+            if pl_module.env_steps == 400:
+                pl_module.abort_evaluation()
+
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if pl_module.is_evaluation_aborted:
+                trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+                trainer.should_stop = True
+
+    stopped = fitted(Stop())
+    assert len(stopped.evaluations) == 1
+    resumed = small()
+    trainer().fit(resumed, ckpt_path=tmp_path / "stopped.ckpt")
+    assert_same(fingerprint(fitted()), fingerprint(resumed))
+
+
+def test_threads_are_chosen_once_kept_on_resume_and_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "boundary.ckpt"
+    before = torch.get_num_threads()
+    assert fitted(SaveAt(path, 300), learner={"num_threads": 2}).num_threads == 2
+    resumed = small()
+    trainer().fit(resumed, ckpt_path=path)
+    assert resumed.num_threads == 2
+    assert fitted().num_threads == 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_clean_up_warns_above_the_memory_alert() -> None:
+    with pytest.warns(UserWarning, match="of the memory limit"):
+        fitted(replay={"memory_alert_fraction": 1e-9, "cleanup_env_steps": 300})
+
+
+@pytest.mark.filterwarnings("ignore:could not be played again:RuntimeWarning")
+def test_an_episode_that_cannot_be_restored_is_cut_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "boundary.ckpt"
+    fitted(SaveAt(path, 300))
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["perdqn"]["experience"]["acting"]["environments"]["frames"]["obs"] += 1.0
+    torch.save(checkpoint, path)
+    resumed = small()
+    with pytest.warns(RuntimeWarning, match="2 of 2 episodes in progress could not be played again"):
+        trainer().fit(resumed, ckpt_path=path)
+    resumed.memory.check_valid()
+    assert resumed.env_steps == 600
