@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from perdqn.acting.environment import episode_seed
 from perdqn.acting.vector import Environments
-from perdqn.config import EnvConfig
+from perdqn.config import Config, EnvConfig
 from perdqn.transition import EnvSpec
 
 NUM_RESAMPLES = 2_000
@@ -229,6 +229,56 @@ def play(
             return returns[:count], lengths[:count]
         if ended.any():
             environments.reset(ended, in_slots)
+
+
+class Evaluator:
+    """Evaluations of one policy, one after the other, each in fresh environments.
+
+    Args:
+        config: of the run.
+        spec: of its environments.
+        policy: see `play`.
+    """
+
+    def __init__(self, config: Config, spec: EnvSpec, policy: Policy) -> None:
+        self._config, self._spec, self._policy = config, spec, policy
+        self._environments: Environments | None = None
+        self._rng = np.random.default_rng(config.seed)
+        self.statistics = EpisodeStatistics()
+        self.is_aborted = False
+
+    def start(self, phase: str) -> None:
+        """Begin an evaluation of ``validate`` or ``test``; the same one every time."""
+        self.close()
+        config, settings = self._config, self._config.evaluation
+        num_episodes = settings.episodes if phase == "validate" else settings.test_episodes
+        num_envs = min(settings.num_envs, num_episodes)
+        self._environments = make_environments(config.env, self._spec, num_envs, config.seed, phase)
+        self._rng = np.random.default_rng(config.seed)
+        self.statistics.reset()
+
+    def play(self, episodes: Sequence[int]) -> None:
+        """Play some of its episodes, at most ``evaluation.num_envs``; nothing once it is aborted."""
+        assert self._environments is not None, "start comes first"
+        if self.is_aborted:
+            return
+        settings = self._config.evaluation
+        outcome = play(
+            self._policy,
+            self._environments,
+            episodes,
+            epsilon=settings.epsilon,
+            rng=self._rng,
+            max_episode_steps=settings.max_episode_steps,
+            is_aborted=lambda: self.is_aborted,
+        )
+        self.statistics.update(*outcome)
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._environments is not None:
+            self._environments.close()
+            self._environments = None
 
 
 def _explore(

@@ -5,7 +5,6 @@ Knows nothing about files, terminals or the command line.
 
 from __future__ import annotations
 
-import random
 import time
 import warnings
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from perdqn.acting.environment import describe, to_columns
-from perdqn.acting.vector import Columns, Environments
+from perdqn.acting.vector import Columns
 from perdqn.config import (
     ClassSpec,
     ConfigError,
@@ -35,12 +34,13 @@ from perdqn.config import (
     from_dict,
 )
 from perdqn.diagnostics import Evaluation, training_diagnostics
-from perdqn.evaluation import EpisodeIndex, EpisodeStatistics, RecentEpisodes, make_environments, play
+from perdqn.evaluation import EpisodeIndex, Evaluator, RecentEpisodes
 from perdqn.experience import PrioritizedReplayDataset
 from perdqn.handover import fill_optimizer, load_model, save_model
 from perdqn.learning.networks import build_network
 from perdqn.learning.td import ItemLoss
 from perdqn.replay.prioritized import PrioritizedReplay
+from perdqn.rng import get_global_rng, set_global_rng
 from perdqn.transition import TransitionBatch
 
 # Fetching several batches a step is deliberate; no hook of ours reads a batch index.
@@ -116,10 +116,7 @@ class PERDQN(LightningModule):
         )
 
         self.recent_episodes = RecentEpisodes()
-        self._statistics = EpisodeStatistics()
-        self._evaluation: Environments | None = None
-        self._evaluation_rng = np.random.default_rng(0)
-        self.is_evaluation_aborted = False
+        self._evaluator = Evaluator(self.config, self.spec, self._act_in_evaluation)
         self._evaluations_done = 0  # evaluation points passed: env_steps // every_env_steps
         self.evaluations: list[Evaluation] = []  # of this run, oldest first
         self.final_evaluation: dict[str, float] | None = None
@@ -205,6 +202,9 @@ class PERDQN(LightningModule):
 
     def _act_in_training(self, obs: Columns) -> np.ndarray:
         return self._greedy(obs, self._noise)
+
+    def _act_in_evaluation(self, obs: Columns) -> np.ndarray:
+        return self._greedy(obs, self._evaluation_noise)
 
     @torch.inference_mode()
     def _greedy(self, obs: Columns, noise: torch.Generator) -> np.ndarray:
@@ -337,7 +337,7 @@ class PERDQN(LightningModule):
         return []
 
     def on_fit_start(self) -> None:
-        self.is_evaluation_aborted = False
+        self._evaluator.is_aborted = False
         self._threads_before = torch.get_num_threads()
         self.num_threads = self.num_threads or self.config.learner.num_threads or self._choose_num_threads()
         torch.set_num_threads(self.num_threads)
@@ -370,7 +370,7 @@ class PERDQN(LightningModule):
 
     def on_train_start(self) -> None:
         if self._global_rng is not None:
-            _set_global_rng(self._global_rng)
+            set_global_rng(self._global_rng)
             self._global_rng = None
         if self._learning_rate_changed:
             for group in cast(LightningOptimizer, self.optimizers()).param_groups:
@@ -388,7 +388,7 @@ class PERDQN(LightningModule):
 
     def teardown(self, stage: str) -> None:
         self.experience.close()
-        self._close_evaluation()
+        self._evaluator.close()
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -405,47 +405,27 @@ class PERDQN(LightningModule):
         self._start_evaluation("test")
 
     def _start_evaluation(self, phase: str) -> None:
-        config = self.config
-        self._close_evaluation()
-        self._statistics.reset()
-        num_episodes = config.evaluation.episodes if phase == "validate" else config.evaluation.test_episodes
-        num_envs = min(config.evaluation.num_envs, num_episodes)
-        self._evaluation = make_environments(config.env, self.spec, num_envs, config.seed, phase)
-        self._evaluation_rng = np.random.default_rng(config.seed)
-        self._evaluation_noise.manual_seed(config.seed)
+        self._evaluation_noise.manual_seed(self.config.seed)
+        self._evaluator.start(phase)
 
-    def _close_evaluation(self) -> None:
-        if self._evaluation is not None:
-            self._evaluation.close()
-            self._evaluation = None
+    @property
+    def is_evaluation_aborted(self) -> bool:
+        """Whether `abort_evaluation` was called in this fit."""
+        return self._evaluator.is_aborted
 
     def abort_evaluation(self) -> None:
         """End a running evaluation at its next step, uncounted: it stays due, and is played whole on resume.
 
         Safe to call in a signal handler.
         """
-        self.is_evaluation_aborted = True
+        self._evaluator.is_aborted = True
 
     def validation_step(self, episodes: list[int], batch_idx: int) -> None:
-        if not (self.trainer.sanity_checking or self.is_evaluation_aborted):
-            self._play(episodes)
+        if not self.trainer.sanity_checking:
+            self._evaluator.play(episodes)
 
     def test_step(self, episodes: list[int], batch_idx: int) -> None:
-        self._play(episodes)
-
-    def _play(self, episodes: list[int]) -> None:
-        assert self._evaluation is not None
-        settings = self.config.evaluation
-        returns, lengths = play(
-            lambda obs: self._greedy(obs, self._evaluation_noise),
-            self._evaluation,
-            episodes,
-            epsilon=settings.epsilon,
-            rng=self._evaluation_rng,
-            max_episode_steps=settings.max_episode_steps,
-            is_aborted=lambda: self.is_evaluation_aborted,
-        )
-        self._statistics.update(returns, lengths)
+        self._evaluator.play(episodes)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking or self.is_evaluation_aborted:
@@ -461,7 +441,7 @@ class PERDQN(LightningModule):
         self.final_evaluation = self._report_evaluation("test")
 
     def _report_evaluation(self, prefix: str) -> dict[str, float]:
-        statistics = self._statistics.compute()
+        statistics = self._evaluator.statistics.compute()
         names = {"mean": "return_mean", "iqm": "return_iqm", "low": "return_low", "high": "return_high"}
         named = {f"{prefix}/{names.get(key, key)}": float(value) for key, value in statistics.items()}
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -530,7 +510,7 @@ class PERDQN(LightningModule):
             state["replay"] = self.memory.state_dict()
             state["num_threads"] = self.num_threads
             state["noise"] = self._noise.get_state()
-            state["global_rng"] = _get_global_rng()
+            state["global_rng"] = get_global_rng()
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -594,19 +574,3 @@ class PERDQN(LightningModule):
 
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
-
-
-def _get_global_rng() -> dict[str, Any]:
-    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-    }
-
-
-def _set_global_rng(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])

@@ -31,6 +31,7 @@ PARTS = {
     "class_path": "config",
     "faults": "config",
     "run": "",
+    "rng": "",
     "replay": "jit transition",
     "learning": "class_path config transition",
     "acting": "class_path config replay transition",
@@ -39,7 +40,7 @@ PARTS = {
     "recording": "acting config transition",
     "diagnostics": "",
     "handover": "acting transition",
-    "module": "acting config diagnostics evaluation experience handover learning replay transition",
+    "module": "acting config diagnostics evaluation experience handover learning replay rng transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",

@@ -294,9 +294,10 @@ class PrioritizedReplay:
         slots = self.rows.slots(ids)
         values = np.minimum(values + self.priority_eps, self.priority_clip)
         is_first = not self._measured.any() if self._num_at_maximum <= 0 else False
-        self._maximum, self._num_at_maximum = _measure(
+        maximum, num_at_maximum = _measure(
             self._priorities, self._measured, slots, values, self._maximum, self._num_at_maximum
         )
+        self._maximum, self._num_at_maximum = float(maximum), int(num_at_maximum)
         self._set_leaves(slots, values**self._alpha)
         self.priorities_updated += slots.size
         if is_first and slots.size:

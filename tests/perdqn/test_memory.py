@@ -110,6 +110,12 @@ def test_memory_usage_adds_up_to_what_the_arrays_take(replay):
     assert usage["process_rss_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
 
 
+def test_the_smallest_leaf_takes_a_second_tree_where_the_whole_buffer_normalises():
+    spec = EnvSpec((Column(OBS, (10,), np.dtype(np.float32)),), False, 2)
+    replay = PrioritizedReplay(spec, capacity=1000, weight_normalization="buffer")
+    assert replay.get_memory_usage()["parts"]["tree"] == 2 * (2 * 1024 * 8)
+
+
 @pytest.mark.parametrize(("used", "alert"), [(89, False), (91, True)])
 def test_the_alert_comes_above_its_share_of_the_limit(replay, monkeypatch, used, alert):
     monkeypatch.setattr(prioritized, "memory", lambda: Memory(100 * MIB, used * MIB))
