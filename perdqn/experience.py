@@ -164,14 +164,28 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
     # Not named state_dict: Lightning would save a second copy and drop it on some paths.
     def capture(self) -> dict[str, Any]:
         """Counters and the episodes in progress, as plain values and tensors."""
-        counters = (self.env_steps, self.updates_issued, self.episodes, self.learning_from)
-        return {"counters": counters, "acting": self._acting_state()}
+        learner = self._config.learner
+        return {
+            "counters": (self.env_steps, self.updates_issued, self.episodes, self.learning_from),
+            "pace": (learner.train_every, learner.warmup_env_steps),
+            "acting": self._acting_state(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `capture` was called; environments follow when they are needed."""
         self.env_steps, self.updates_issued, self.episodes, self.learning_from = state["counters"]
+        self._keep_pace(*state["pace"])
         self._environments = self._actor = None
         self._saved = state["acting"]
+
+    def _keep_pace(self, train_every: float, warmup_env_steps: int) -> None:
+        """Let another ``train_every`` or warm-up count from here on, not for what has been acted already."""
+        learner = self._config.learner
+        if self.env_steps < self.learning_from:
+            self.learning_from += learner.warmup_env_steps - warmup_env_steps
+        elif learner.train_every != train_every:
+            owed = math.floor((self.env_steps - self.learning_from) / train_every) - self.updates_issued
+            self.learning_from, self.updates_issued = self.env_steps, -owed
 
     def restart(self, env_steps: int, episodes: int) -> None:
         """Count on from a run whose replay is not at hand: warm up once more before learning goes on."""

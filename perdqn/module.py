@@ -117,7 +117,7 @@ class PERDQN(LightningModule):
 
         self.recent_episodes = RecentEpisodes()
         self._evaluator = Evaluator(self.config, self.spec, self._act_in_evaluation)
-        self._evaluations_done = 0  # evaluation points passed: env_steps // every_env_steps
+        self._evaluated_at = 0  # env step of the last evaluation
         self.evaluations: list[Evaluation] = []  # of this run, oldest first
         self.final_evaluation: dict[str, float] | None = None
         self.update_steps = 0
@@ -127,7 +127,7 @@ class PERDQN(LightningModule):
         self.num_threads: int | None = None  # chosen once, when a run begins
         self._threads_before = torch.get_num_threads()
         self._global_rng: dict[str, Any] | None = None
-        self._learning_rate_changed = False
+        self._changed_in_optimizer: dict[str, float] = {}  # settings that win over the saved ones
         self._logged_at = (0.0, 0)
         self._is_trainer_checked = False
 
@@ -192,7 +192,7 @@ class PERDQN(LightningModule):
         period = self._evaluation_period
         if period is None or self.experience.updates_owed > 0:
             return False
-        return self.env_steps // period > self._evaluations_done
+        return self.env_steps // period > self._evaluated_at // period
 
     @property
     def _evaluation_period(self) -> int | None:
@@ -275,7 +275,7 @@ class PERDQN(LightningModule):
     @property
     def _next_evaluation(self) -> int | None:
         period = self._evaluation_period
-        return None if period is None else (self._evaluations_done + 1) * period
+        return None if period is None else (self._evaluated_at // period + 1) * period
 
     def _update(self, batch: TransitionBatch) -> None:
         """One gradient step: algorithm 1 of arXiv:1511.05952, lines 9 to 17."""
@@ -289,7 +289,8 @@ class PERDQN(LightningModule):
         self.memory.update_priorities(batch.id, item.priority.cpu().double())
         self.update_steps += 1
         self._update_target()
-        if self.update_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        log_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if log_every and self.update_steps % log_every == 0:
             self._log_update(loss, item, output, grad_norm)
 
     def _item_loss(self, batch: TransitionBatch) -> tuple[Any, ItemLoss]:
@@ -372,9 +373,8 @@ class PERDQN(LightningModule):
         if self._global_rng is not None:
             set_global_rng(self._global_rng)
             self._global_rng = None
-        if self._learning_rate_changed:
-            for group in cast(LightningOptimizer, self.optimizers()).param_groups:
-                group["lr"] = self.config.learner.learning_rate
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups:
+            group.update(self._changed_in_optimizer)
         self._logged_at = (time.monotonic(), self.env_steps)
         self.trainer.val_check_batch = float("inf")
 
@@ -433,8 +433,7 @@ class PERDQN(LightningModule):
         statistics = self._report_evaluation("eval")
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if (period := self._evaluation_period) is not None:
-            self._evaluations_done = self.env_steps // period
+        self._evaluated_at = self.env_steps
         self.evaluations.append(Evaluation(statistics["mean"], statistics["low"], statistics["high"]))
 
     def on_test_epoch_end(self) -> None:
@@ -501,7 +500,7 @@ class PERDQN(LightningModule):
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "update_steps": self.update_steps,
-            "evaluations_done": self._evaluations_done,
+            "evaluated_at": self._evaluated_at,
             "evaluations": [tuple(evaluation) for evaluation in self.evaluations],
             "recent_episodes": self.recent_episodes.window_state(),
         }
@@ -528,11 +527,14 @@ class PERDQN(LightningModule):
                 f"this perdqn reads up to {STATE_VERSION}; upgrade"
             )
         self.update_steps = state["update_steps"]
-        self._evaluations_done = state["evaluations_done"]
+        self._evaluated_at = state["evaluated_at"]
         self.evaluations = [Evaluation(*evaluation) for evaluation in state["evaluations"]]
         self.recent_episodes.load_window_state(state["recent_episodes"])
-        saved_rate = checkpoint["hyper_parameters"]["learner"]["learning_rate"]
-        self._learning_rate_changed = saved_rate != self.config.learner.learning_rate
+        saved, now = checkpoint["hyper_parameters"]["learner"], self.config.learner
+        settings = {"lr": "learning_rate", "eps": "adam_eps"}
+        self._changed_in_optimizer = {
+            key: getattr(now, name) for key, name in settings.items() if saved[name] != getattr(now, name)
+        }
         is_fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if is_fitting and "replay" in state:
             self.experience.restore(state["experience"])

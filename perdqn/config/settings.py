@@ -94,7 +94,7 @@ class LearnerConfig:
         gamma: discount per env step.
         n_step: rewards summed before bootstrapping.
         train_every: env steps per update; 0.5 makes two updates a step.
-        warmup_env_steps: env steps before the first update.
+        warmup_env_steps: env steps before the first update; changes nothing once that was made.
         updates_per_step: updates per Lightning training step; changes the cost, never the result.
         double: choose the next action with the online network (arXiv:1509.06461).
         dueling: value and advantage streams (arXiv:1511.06581).

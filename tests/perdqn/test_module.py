@@ -225,10 +225,37 @@ def test_the_best_score_survives_a_resume(tmp_path: Path) -> None:
 def test_a_changed_learning_rate_wins_over_the_saved_one(tmp_path: Path) -> None:
     path = tmp_path / "boundary.ckpt"
     fitted(SaveAt(path, 300))
-    resumed = small(learner={"learning_rate": 0.005})
+    resumed = small(learner={"learning_rate": 0.005, "adam_eps": 0.01})
     run = trainer()
     run.fit(resumed, ckpt_path=path)
     assert run.optimizers[0].param_groups[0]["lr"] == 0.005
+    assert run.optimizers[0].param_groups[0]["eps"] == 0.01
+
+
+@pytest.mark.parametrize("train_every", [1.5, 6])
+def test_another_pace_counts_from_the_resume_on(tmp_path: Path, train_every: float) -> None:
+    path = tmp_path / "boundary.ckpt"
+    fitted(SaveAt(path, 300))
+    before = torch.load(path, weights_only=True)["perdqn"]
+    resumed = small(learner={"train_every": train_every})
+    trainer().fit(resumed, ckpt_path=path)
+    expected = (600 - before["env_steps"]) / train_every
+    assert resumed.update_steps - before["update_steps"] == pytest.approx(expected, abs=1)
+
+
+def test_another_evaluation_period_counts_from_the_resume_on(tmp_path: Path) -> None:
+    path = tmp_path / "boundary.ckpt"
+    fitted(SaveAt(path, 420))  # evaluated at 200 and 400
+    resumed = small(evaluation={"every_env_steps": 250})
+    trainer().fit(resumed, ckpt_path=path)
+    assert len(resumed.evaluations) == 3  # and at 500
+
+
+def test_logging_can_be_turned_off() -> None:
+    module = small()
+    trainer(log_every_n_steps=0).fit(module)
+    assert module.update_steps == 180
+    assert "train/loss" not in module.latest
 
 
 def test_a_checkpoint_without_replay_says_so_and_warms_up_again(tmp_path: Path) -> None:
@@ -292,10 +319,12 @@ def test_trainer_settings_that_cannot_work_are_refused(name: str, value: Any) ->
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-def test_other_precisions_train(precision: str) -> None:
-    module = small()
-    trainer(precision=precision).fit(module)
-    assert module.update_steps == 180
+def test_other_precisions_train_alike_in_groups_of_any_size(precision: str) -> None:
+    modules = [small(learner={"updates_per_step": group}) for group in (1, 16)]
+    for module in modules:
+        trainer(precision=precision).fit(module)
+    assert modules[0].update_steps == 180
+    assert_same(modules[0].state_dict(), modules[1].state_dict())
 
 
 def test_the_target_network_is_a_copy_every_period() -> None:
