@@ -137,6 +137,14 @@ def test_nothing_is_acted_beyond_the_budget_and_the_updates_owed_still_come(budg
     assert sum(batch is not None for batch in batches) == num_steps - 20
 
 
+def test_a_budget_overshot_by_several_environments_is_spent():
+    dataset, _ = dataset_of(config_of(num_envs=7, budget={"total_env_steps": 1_000}))
+    dataset.env_steps = 994
+    assert not dataset.is_spent
+    dataset.env_steps = 1_001
+    assert dataset.is_spent
+
+
 def test_epsilon_and_beta_follow_the_env_step():
     dataset, replay = dataset_of(config_of())
     learn(dataset, replay, 31)

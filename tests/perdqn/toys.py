@@ -87,6 +87,23 @@ class Leaky(Counting):
         return self.observe(), {}
 
 
+class LateLeak(Counting):
+    """From the reset after ``num_ends`` episodes on, the noise is another one at ``leaks_at`` steps."""
+
+    def __init__(self, num_ends=2, leaks_at=0, **settings):
+        super().__init__(**settings)
+        self.num_ends, self.leaks_at, self.ends = num_ends, leaks_at, 0
+
+    def step(self, action):
+        outcome = super().step(action)
+        self.ends += outcome[2] or outcome[3]
+        return outcome
+
+    def observe(self):
+        leaks = self.ends >= self.num_ends and self.step_number == self.leaks_at
+        return super().observe() + np.float32(leaks)
+
+
 class Mapping(Counting):
     """A flat Dict: a picture, a position among 4 counted from 2, and the vector."""
 

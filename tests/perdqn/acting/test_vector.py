@@ -362,6 +362,21 @@ def test_a_leak_through_the_reset_fails_the_self_test_by_name():
     )
 
 
+def test_the_self_test_wears_an_environment_for_two_episode_ends():
+    config = EnvConfig(id="toys.LateLeak", kwargs={"num_ends": 2})
+    assert "after 0 steps" in self_test(config, describe(config), num_episodes=1)
+    config = EnvConfig(id="toys.LateLeak", kwargs={"num_ends": 3})
+    assert self_test(config, describe(config), num_episodes=1) is None
+
+
+def test_the_self_test_looks_at_fifty_steps_of_an_episode():
+    late = {"length": 60, "leaks_at": 50}
+    config = EnvConfig(id="toys.LateLeak", kwargs=late)
+    assert "after 50 steps" in self_test(config, describe(config), num_episodes=1)
+    config = EnvConfig(id="toys.LateLeak", kwargs={**late, "leaks_at": 51})
+    assert self_test(config, describe(config), num_episodes=1) is None
+
+
 @pytest.mark.parametrize("seed", [0, 1_000, 2_000])
 def test_minatar_as_shipped_fails_the_self_test(seed, monkeypatch):
     monkeypatch.setattr(environment, "StickyActionReset", lambda env: env)
