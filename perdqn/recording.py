@@ -71,7 +71,7 @@ def _choose_writer(path: Path) -> Callable[[Path, Iterator[Frame], float], None]
 def _make_drawing(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     try:
         return make(config, render_mode="rgb_array")
-    except TypeError as error:  # a factory of the user's that takes no such argument
+    except ValueError as error:  # such as a factory of the user's that takes no such argument
         raise ValueError(f"{config.id} cannot be recorded: {error}") from error
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -50,16 +51,30 @@ def make(config: EnvConfig, render_mode: str | None = None) -> gymnasium.Env[Any
 
     Raises:
         MissingExtra: its package is not installed.
-        ValueError: the id or a wrapper cannot be found or made.
+        ValueError: the id or a wrapper cannot be found or made, whatever it raises itself.
     """
     _require_extra(config.id)
-    if config.id.startswith("ALE/"):
-        env: gymnasium.Env[Any, Any] = SingleNative(config)
-    else:
-        env = _make_by_id(config, render_mode)
+    arguments = f" with model.env.kwargs {config.kwargs}" if config.kwargs else ""
+    with _naming(f"model.env.id {config.id}{arguments}"):
+        env: gymnasium.Env[Any, Any] = (
+            SingleNative(config) if config.id.startswith("ALE/") else _make_by_id(config, render_mode)
+        )
     for wrapper in config.wrappers:
-        env = instantiate(wrapper, {}, "model.env.wrappers", env)
+        with _naming(f"model.env.wrappers {wrapper.class_path}"):
+            env = instantiate(wrapper, {}, "model.env.wrappers", env)
     return env
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into a ValueError of one line that names the setting."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, ValueError) and text.startswith("model."):
+            raise
+        raise ValueError(f"{setting}: {type(error).__name__}: {text}") from error
 
 
 def make_native(config: EnvConfig, num_envs: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
@@ -150,12 +165,7 @@ def _make_by_id(config: EnvConfig, render_mode: str | None) -> gymnasium.Env[Any
         if not isinstance(env, gymnasium.Env):
             raise ValueError(f"model.env.id {config.id} makes a {type(env).__name__}, not a gymnasium.Env")
         return env
-    try:
-        env = gymnasium.make(config.id, disable_env_checker=True, **kwargs)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"model.env.id {config.id}: {error}") from error
-    except ModuleNotFoundError as error:
-        raise ValueError(f"model.env.id {config.id}: no module named {error.name!r}") from error
+    env = gymnasium.make(config.id, disable_env_checker=True, **kwargs)
     return StickyActionReset(env) if config.id.startswith("MinAtar/") else env
 
 
@@ -167,9 +177,9 @@ def _factory(path: str) -> Callable[..., Any] | None:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
-            raise
-        return None
+        if f"{module_name}.".startswith(f"{error.name}."):
+            return None
+        raise  # the module is there, but imports one that is not
     return getattr(module, name, None)
 
 

@@ -1,6 +1,7 @@
 """Environments by id or import path: what is made, what is said when nothing can be, and the seeds."""
 
 import importlib.util
+import sys
 
 import gymnasium
 import numpy as np
@@ -66,11 +67,43 @@ def test_an_environment_is_made_by_import_path(path):
     assert env.length == 2
 
 
-def test_a_broken_module_of_the_users_own_raises_its_own_error(tmp_path, monkeypatch):
-    (tmp_path / "broken_module.py").write_text("import module_that_is_not_there\n")
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import broken", "ModuleNotFoundError: No module named 'broken'"),  # begins as the module's own name
+        ("import module_that_is_not_there", "module_that_is_not_there"),
+        ("class Env(", "SyntaxError"),
+        ("def Env():\n    raise OSError('no ROM\\nfound')", "OSError: no ROM found"),
+    ],
+)
+def test_a_module_of_the_users_own_that_fails_is_named_with_its_reason(
+    source, reason, tmp_path, monkeypatch
+):
+    (tmp_path / "broken_module.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="module_that_is_not_there"):
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    with pytest.raises(ValueError, match=r"^model\.env\.id broken_module\.Env: ") as refusal:
         make(EnvConfig(id="broken_module.Env"))
+    assert reason in str(refusal.value)
+    sys.modules.pop("broken_module", None)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "toys.Counting"])
+def test_an_argument_the_environment_does_not_take_is_refused_with_the_setting(env_id):
+    with pytest.raises(ValueError, match=r"model\.env\.kwargs \{'foo': 1\}.*foo"):
+        make(EnvConfig(id=env_id, kwargs={"foo": 1}))
+
+
+def test_a_wrapper_that_fails_is_named_with_its_reason():
+    wrapper = ClassSpec("gymnasium.wrappers.ResizeObservation", {"shape": [0, 0]})
+    with pytest.raises(ValueError, match=r"^model\.env\.wrappers gymnasium\.wrappers\.ResizeObservation: "):
+        make(EnvConfig(id="CartPole-v1", wrappers=[wrapper]))
+
+
+def test_an_unknown_atari_game_is_refused_with_the_setting():
+    pytest.importorskip("ale_py")
+    with pytest.raises(ValueError, match=r"model\.env\.id ALE/Pung-v5: .*Pung"):
+        make(EnvConfig(id="ALE/Pung-v5"))
 
 
 def test_wrappers_are_applied_in_order_the_first_innermost():
