@@ -147,6 +147,25 @@ class Nested(Counting):
         self.observation_space = spaces.Dict(inner=spaces.Dict(vector=self.observation_space))
 
 
+class Corridor(gymnasium.Env):
+    """Shows the place among ``length``; right of the last one lies a reward of 1, which ends the episode."""
+
+    def __init__(self, length=5, time_limit=30):
+        self.length, self.time_limit = length, time_limit
+        self.observation_space, self.action_space = spaces.Discrete(length + 1), spaces.Discrete(2)
+        self.place = self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.steps = 0
+        return self.place, {}
+
+    def step(self, action):
+        self.place, self.steps = max(0, self.place + (1 if action == 1 else -1)), self.steps + 1
+        has_arrived = self.place == self.length
+        return self.place, float(has_arrived), has_arrived, self.steps >= self.time_limit, {}
+
+
 class HalfSpeed(gymnasium.Wrapper):
     """Takes every action ``times`` times."""
 
