@@ -4,6 +4,7 @@ Knows nothing about settings, and imports nothing heavy before a command is chos
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,9 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args[0] not in COMMANDS:
         return _refuse(_get_unknown(args[0]))
+    _import_from_here()
     from perdqn.cli import run
 
     return run(args[0], args[1:])
+
+
+def _import_from_here() -> None:
+    """Let settings name classes in the current directory, as under ``python -m perdqn``."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _get_help() -> str:

@@ -113,6 +113,17 @@ def test_completion_refuses_a_shell_it_does_not_know(capsys: pytest.CaptureFixtu
     assert "bash, zsh, tcsh" in capsys.readouterr().err
 
 
+def test_installed_script_imports_from_the_current_directory(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from gymnasium.envs.classic_control import CartPoleEnv\nclass Env(CartPoleEnv): pass\n"
+    )
+    elsewhere = [entry for entry in sys.path if entry not in ("", ".")]
+    script = f"import sys; sys.path[:] = {elsewhere!r}; from perdqn.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-I", "-c", script, "check", *options(tmp_path, model__env__id="mine.Env")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # -- settings
 
 
