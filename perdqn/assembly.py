@@ -5,10 +5,11 @@ Knows nothing about what is done with them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers import wandb as wandb_logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -71,16 +72,26 @@ class RunCLI(LightningCLI):
         argv: options of that command.
         resumed: the run that goes on; its settings are ``argv``'s first ``--config``.
         told: the command line as typed, kept in the run's summary.
+        approve: called with the checked settings, before anything is built or written; raises where the
+            command cannot be carried out with them.
 
     Raises:
         ConfigError: all that is wrong with the settings.
     """
 
     def __init__(
-        self, command: str, argv: list[str], resumed: RunFolder | None = None, told: str = ""
+        self,
+        command: str,
+        argv: list[str],
+        resumed: RunFolder | None = None,
+        told: str = "",
+        approve: Callable[[RunCLI], None] = lambda cli: None,
     ) -> None:
-        self.command, self.resumed, self.told = command, resumed, told
+        self.command, self.resumed, self.told, self.approve = command, resumed, told, approve
         self.folder: RunFolder | None = None
+        self.record: RunRecord | None = None
+        self.boundary: BoundaryCheckpoint | None = None
+        self.stop = GracefulStop(self._request_stop)
         self.changes: list[str] = []
         self.exactness = "not tested"
         super().__init__(
@@ -127,16 +138,15 @@ class RunCLI(LightningCLI):
             raise ConfigError(found)
         if self.resumed is not None:
             self.changes = self._get_changes(self.resumed)
+        self.approve(self)
 
     def _get_changes(self, run: RunFolder) -> list[str]:
         """Each setting that differs from the run's own, as ``name: old -> new``."""
-        before = flatten(_to_dict(self.parser, self.parser.parse_args(["--config", str(run.config)])))
-        now = flatten(self.config_dump)
-        names = [name for name in {**before, **now} if name.split(".")[0] not in (*ONE_COMMAND, "config")]
+        before = _to_dict(self.parser, self.parser.parse_args(["--config", str(run.config)]))
         return [
-            f"{n}: {_spell(before.get(n))} -> {_spell(now.get(n))}"
-            for n in names
-            if before.get(n) != now.get(n)
+            change
+            for change in list_changes(before, self.config_dump)
+            if change.split(":")[0].split(".")[0] not in (*ONE_COMMAND, "config")
         ]
 
     @property
@@ -153,10 +163,12 @@ class RunCLI(LightningCLI):
         if self.command in ("validate", "test"):
             self.config.trainer.logger, self.config.trainer.callbacks = False, None
             self.config.trainer.enable_checkpointing = False
-        if self.resumed is not None:
-            _keep_loggers_in(self.resumed, self.config.trainer.logger)
+        if self.command in ("fit", "resume") and not self.config.trainer.fast_dev_run:
+            self.folder = self.resumed or self._claim_folder()
+            _keep_loggers_in(self.folder, self.config.trainer.logger)
         if self.command != "check":
-            super().instantiate_classes()
+            with self.discarding_empty_folder():
+                super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self.config_init.trainer
@@ -164,42 +176,55 @@ class RunCLI(LightningCLI):
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in own):
             own.append(RunProgress())
         if self.command in ("fit", "resume"):
-            kwargs["logger"] = self._open_folder(given)
+            kwargs["logger"] = self._get_loggers(given.logger)
             own += self._get_run_callbacks(given.enable_checkpointing is not False)
         try:
             return super().instantiate_trainer(callbacks=own, **kwargs)
         except (ValueError, MisconfigurationException) as error:
-            if self.folder is not None and self.resumed is None:
-                self.folder.discard_if_empty()
             raise ConfigError([f"trainer: {' '.join(str(error).split())}"]) from error
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether training began, and left its settings in the run's folder."""
+        return self.record is not None and self.record.has_begun
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, over all sittings."""
+        return self.record.seconds if self.record is not None else 0.0
 
     def stop_clock(self) -> None:
         if self.record is not None:
             self.record.stop_clock()
 
-    def _open_folder(self, given: Any) -> Any:
-        """Choose the run's folder; returns the trainer's loggers."""
-        loggers = given.logger
-        if given.fast_dev_run:
-            return loggers
-        root = Path(given.default_root_dir or ".")
-        if self.resumed is not None:
-            self.folder = self.resumed
-        elif (log_dir := _get_log_dir(_as_list(loggers))) is not None:
-            self.folder = RunFolder(log_dir)
-        else:
-            self.folder = claim_run(root)
-        if loggers is None or loggers is True:
-            path = self.folder.path
-            return TensorBoardLogger(
-                path.parent.parent, name=path.parent.name, version=path.name, default_hp_metric=False
-            )
-        return loggers
+    @contextlib.contextmanager
+    def discarding_empty_folder(self) -> Iterator[None]:
+        """Leave no trace of a new run that fails before it wrote anything."""
+        try:
+            yield
+        except BaseException:
+            if self.folder is not None and self.resumed is None:
+                self.folder.discard_if_empty()
+            raise
+
+    def _claim_folder(self) -> RunFolder:
+        root = Path(self.config.trainer.default_root_dir or ".")
+        try:
+            return claim_run(root)
+        except OSError as error:
+            reason = f"trainer.default_root_dir {root} cannot hold a run: {error.strerror or error}"
+            raise ConfigError([f"{reason}; name a folder that can be written to"]) from None
+
+    def _get_loggers(self, given: Any) -> Any:
+        """The trainer's loggers: the user's, or TensorBoard in the run's folder."""
+        if self.folder is None or (given is not None and given is not True):
+            return given
+        path = self.folder.path
+        return TensorBoardLogger(
+            path.parent.parent, name=path.parent.name, version=path.name, default_hp_metric=False
+        )
 
     def _get_run_callbacks(self, with_checkpoints: bool) -> list[Callback]:
-        self.boundary: BoundaryCheckpoint | None = None
-        self.record: RunRecord | None = None
-        self.stop = GracefulStop(self._request_stop)
         callbacks: list[Callback] = [self.stop]
         if self.folder is None:
             return callbacks
@@ -274,6 +299,16 @@ def get_available_bytes() -> int:
     return min(free_here, psutil.virtual_memory().available)
 
 
+def list_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Each setting that differs between two trees of settings, as ``name: old -> new``."""
+    old, new = flatten(before), flatten(now)
+    return [
+        f"{name}: {_spell(old.get(name))} -> {_spell(new.get(name))}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted name; an empty dict is a leaf."""
     leaves: dict[str, Any] = {}
@@ -300,12 +335,6 @@ def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _get_log_dir(loggers: list[Logger]) -> Path | None:
-    """Where the first logger that has a folder of its own per run writes."""
-    folders = (getattr(logger, "log_dir", None) for logger in loggers)
-    return next((Path(folder) for folder in folders if folder), None)
 
 
 def _keep_loggers_in(run: RunFolder, loggers: Any) -> None:

@@ -34,6 +34,7 @@ class RunRecord(Callback):
         self._clock = clock
         self._seconds_before = 0.0
         self._started_at: float | None = None
+        self.has_begun = False
 
     @property
     def seconds(self) -> float:
@@ -41,8 +42,10 @@ class RunRecord(Callback):
         now = self._clock()
         return self._seconds_before + now - (now if self._started_at is None else self._started_at)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """By now a checkpoint has been restored, so a run that cannot go on is left as it was."""
         self._started_at = self._clock()
+        self.has_begun = True
         if trainer.is_global_zero:
             for name, text in self.texts.items():
                 write_whole(self.folder.path / name, text)

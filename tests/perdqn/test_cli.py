@@ -47,6 +47,15 @@ def options(root: Path, **changes: Any) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
+def refusal(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
+    """What a command says that is refused in one line."""
+    capsys.readouterr()
+    assert main([str(word) for word in argv]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    return said
+
+
 def summary_of(root: Path, version: int = 0) -> dict[str, Any]:
     return json.loads((root / "lightning_logs" / f"version_{version}" / "summary.json").read_text())
 
@@ -265,6 +274,12 @@ def test_trainer_that_cannot_be_made_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_root_that_cannot_hold_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    said = refusal(capsys, "fit", *options(tmp_path / "file"))
+    assert f"trainer.default_root_dir {tmp_path / 'file'} cannot hold a run: Not a directory" in said
+
+
 # -- a run and its folder
 
 
@@ -403,7 +418,7 @@ def test_worse_agent_does_not_replace_the_best_after_a_resume_of_a_moved_run(run
 
 
 def test_resumed_csv_log_keeps_its_rows(tmp_path: Path) -> None:
-    arguments = {"save_dir": str(tmp_path), "name": "lightning_logs"}
+    arguments = {"save_dir": str(tmp_path / "elsewhere")}
     logger = json.dumps({"class_path": "CSVLogger", "init_args": arguments})
     assert fit(tmp_path, trainer__logger=logger, trainer__log_every_n_steps=5) == 0
     log = tmp_path / "lightning_logs" / "version_0" / "metrics.csv"

@@ -99,12 +99,13 @@ def test_parts_can_be_turned_off(tmp_path: Path, setting: str) -> None:
     assert bool(list(folder.glob("events*"))) == (setting != "logger")
 
 
-def test_csv_logger_counts_in_env_steps_and_holds_the_run(tmp_path: Path) -> None:
-    arguments = {"save_dir": str(tmp_path), "name": "logs", "version": "mine"}
+def test_csv_logger_counts_in_env_steps_and_writes_into_the_run(tmp_path: Path) -> None:
+    arguments = {"save_dir": str(tmp_path / "elsewhere"), "name": "logs", "version": "mine"}
     logger = {"class_path": "CSVLogger", "init_args": arguments}
     assert fit(tmp_path, trainer__logger=yaml.safe_dump(logger, default_flow_style=True).strip()) == 0
-    folder = tmp_path / "logs" / "mine"
+    folder = tmp_path / "lightning_logs" / "version_0"
     assert (folder / "summary.json").exists()
+    assert not (tmp_path / "elsewhere").exists()
     header, *rows = (folder / "metrics.csv").read_text().splitlines()
     steps = [int(row.split(",")[header.split(",").index("step")]) for row in rows]
     assert max(steps) == 400
