@@ -10,12 +10,13 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import shlex
 import signal
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from perdqn import handover, shipped
 from perdqn.acting.environment import MissingExtra, episode_seed, is_native
 from perdqn.acting.vector import self_test
-from perdqn.assembly import RunCLI, warn
-from perdqn.config import ConfigError, format_config_summary, get_config_summary, row_bytes
-from perdqn.module import PERDQN
+from perdqn.assembly import RunCLI, list_changes, warn
+from perdqn.config import (
+    ConfigError,
+    ConfigWarning,
+    format_config_summary,
+    get_config_summary,
+    read,
+    row_bytes,
+)
+from perdqn.module import PERDQN, STATE_KEY
 from perdqn.run.dashboard import log_score
-from perdqn.run.folder import RunFolder, RunNotFound, find_checkpoint, write_whole
+from perdqn.run.folder import RunFolder, RunNotFound, find_checkpoint, require_writable, write_whole
 from perdqn.run.summary import (
     format_evaluation,
     format_table,
@@ -50,7 +58,13 @@ QUIET = (
     ".*`dataloader_iter`",  # the step flavour the module is written for
 )
 FOR_LIFE = (
-    "model.env.",
+    "model.env.id",
+    "model.env.kwargs",
+    "model.env.num_envs",
+    "model.env.vectorization",
+    "model.env.wrappers",
+    "model.env.frame_stack",
+    "model.env.stack_padding",
     "model.replay.capacity",
     "model.network.",
     "model.head.",
@@ -58,6 +72,8 @@ FOR_LIFE = (
     "model.seed",
 )
 ASKING = ("-h", "--help", "--print_config")
+WRITTEN = ("state_dict", "hyper_parameters", "pytorch-lightning_version", STATE_KEY)  # by every save of ours
+FLAGS = (*ASKING, "--best")  # options without a value
 
 
 class Refused(ValueError):
@@ -85,8 +101,14 @@ def run(command: str, argv: list[str]) -> int:
 
 def fit(argv: list[str]) -> int:
     """Train; returns the exit code."""
-    cli = RunCLI("fit", _expand(argv), told=_spell("fit", argv))
+    cli = RunCLI("fit", _expand(argv), told=_spell("fit", argv), approve=_approve_start)
     return _train(cli, cli.config.ckpt_path)
+
+
+def _approve_start(cli: RunCLI) -> None:
+    if cli.config.ckpt_path is not None:
+        path = Path(cli.config.ckpt_path)
+        _refuse_other_shapes(cli, _read_full_checkpoint(path), path)
 
 
 def resume(argv: list[str]) -> int:
@@ -98,22 +120,28 @@ def resume(argv: list[str]) -> int:
     options = _expand(options)
     if not run.config.is_file():
         raise Refused(f"{checkpoint} has no {run.config} beside it; start anew with `perdqn fit --ckpt_path`")
-    told = _spell("resume", argv)
-    cli = RunCLI("resume", ["--config", str(run.config), *options], resumed=run, told=told)
-    _refuse_other_shapes(cli)
-    _refuse_finished(cli, run)
+    saved = _read_full_checkpoint(checkpoint)
+
+    def approve(cli: RunCLI) -> None:
+        _refuse_other_shapes(cli, saved, checkpoint)
+        _refuse_finished(cli, run)
+
+    settings = ["--config", str(run.config), *options]
+    cli = RunCLI("resume", settings, resumed=run, told=_spell("resume", argv), approve=approve)
     print(f"resuming {checkpoint}")
     for change in cli.changes:
         print(f"  changed {change}")
     return _train(cli, str(checkpoint))
 
 
-def _refuse_other_shapes(cli: RunCLI) -> None:
+def _refuse_other_shapes(cli: RunCLI, saved: dict[str, Any], path: Path) -> None:
     """Say so where the saved state could not fit, before anything is touched."""
-    fixed = [change for change in cli.changes if change.startswith(FOR_LIFE)]
+    before, _ = read(saved["hyper_parameters"])
+    changes = list_changes({"model": asdict(before)}, {"model": asdict(cli.settings)})
+    fixed = [change for change in changes if change.startswith(FOR_LIFE)]
     if fixed:
         reason = "a run keeps the shape of its environments, replay and network for life"
-        raise Refused(f"{reason}; take back {', '.join(fixed)}, or start a new run with perdqn fit")
+        raise Refused(f"{path}: {reason}; take back {', '.join(fixed)}, or start a new run with perdqn fit")
 
 
 def _refuse_finished(cli: RunCLI, run: RunFolder) -> None:
@@ -131,13 +159,16 @@ def _refuse_finished(cli: RunCLI, run: RunFolder) -> None:
 
 def _train(cli: RunCLI, checkpoint: str | None) -> int:
     warn(cli.report.warnings)
-    if cli.folder is not None:
-        print(f"run folder {cli.folder.path}")
-        cli.exactness = _test_exactness(cli)
     with _naming_failure(cli):
+        if cli.folder is not None:
+            print(f"run folder {cli.folder.path}")
+            cli.exactness = _test_exactness(cli)
         code, final = _run_to_the_end(cli, checkpoint)
     status, reason = _get_outcome(cli, code)
-    figures = _close(cli, status, reason, final)
+    figures = _get_run_figures(cli, status, reason, final)
+    _write_run_figures(cli, figures)
+    if final is not None:
+        log_score(cli.trainer, cli.model.hparams, final["mean"], cli.model.env_steps)
     if cli.folder is None:
         print(f"{status}: {reason}")
     elif code:
@@ -169,6 +200,8 @@ def _run_to_the_end(cli: RunCLI, checkpoint: str | None) -> tuple[int, dict[str,
         cli.trainer.fit(cli.model, ckpt_path=checkpoint)
         cli.stop.release()
         cli.stop_clock()
+        if cli.stop.received is not None:  # during the last save, when training was ending anyway
+            return 128 + int(cli.stop.received), None
         return 0, _evaluate_finally(cli)
     except (SystemExit, KeyboardInterrupt):
         return 128 + int(cli.stop.received or signal.SIGINT), None
@@ -202,31 +235,31 @@ def _get_outcome(cli: RunCLI, code: int) -> tuple[str, str]:
 def _naming_failure(cli: RunCLI) -> Iterator[None]:
     """Leave a truthful summary behind where training fails, and let the failure go on."""
     try:
-        yield
+        with cli.discarding_empty_folder():
+            yield
     except BaseException as error:
-        _close(cli, "failed", f"{type(error).__name__}: {error}", None)
-        if cli.folder is not None and cli.folder.last.is_file():
-            print(f"failed; go on with: {get_resume_command(cli.folder.path)}", file=sys.stderr)
+        if cli.folder is not None and cli.has_begun:
+            _write_run_figures(cli, _get_run_figures(cli, "failed", f"{type(error).__name__}: {error}", None))
+            if cli.folder.last.is_file():
+                print(f"failed; go on with: {get_resume_command(cli.folder.path)}", file=sys.stderr)
         raise
 
 
-def _close(cli: RunCLI, status: str, reason: str, final: dict[str, Any] | None) -> dict[str, Any]:
-    """The run's figures, also written to its folder."""
-    if cli.record is None or cli.folder is None:
-        return get_figures(cli.model, 0.0, final)
-    figures = {
+def _get_run_figures(cli: RunCLI, status: str, reason: str, final: dict[str, Any] | None) -> dict[str, Any]:
+    return {
         "status": status,
         "stop_reason": reason,
-        **get_figures(cli.model, cli.record.seconds, final),
+        **get_figures(cli.model, cli.seconds, final),
         "exactness": cli.exactness,
         "command": cli.told,
         "changes": cli.changes,
     }
-    with contextlib.suppress(OSError):  # a full disk must not hide why training failed
-        cli.folder.write_summary(figures)
-    if final is not None:
-        log_score(cli.trainer, cli.model.hparams, final["mean"], cli.model.env_steps)
-    return figures
+
+
+def _write_run_figures(cli: RunCLI, figures: dict[str, Any]) -> None:
+    if cli.folder is not None:
+        with contextlib.suppress(OSError):  # a full disk must not hide why training failed
+            cli.folder.write_summary(figures)
 
 
 # -- reading
@@ -249,17 +282,36 @@ def _evaluate(command: str, argv: list[str]) -> int:
     run, checkpoint = find_checkpoint(reference, _get_root(options), best="--best" in options)
     saved = _read_checkpoint(checkpoint)
     settings = ["--config", str(run.config)] if run.config.is_file() else _spell_settings(saved)
-    cli = RunCLI(command, [*settings, *_expand(options)])
+    cli = RunCLI(command, [*settings, *_expand(options)], approve=_approve_files)
     warn(cli.report.warnings)
     try:
         cli.model.load_state_dict(saved["state_dict"])
     except RuntimeError as error:
         raise Refused(f"{checkpoint} does not fit the settings: {error}") from None
     getattr(cli.trainer, command)(cli.model, verbose=False)
-    statistics = get_evaluation(cli.trainer.callback_metrics, "eval" if command == "validate" else "test")
-    num_episodes = getattr(cli.settings.evaluation, "episodes" if command == "validate" else "test_episodes")
+    metrics, prefix = cli.trainer.callback_metrics, "eval" if command == "validate" else "test"
+    num_episodes = int(metrics.get(f"{prefix}/num_episodes", 0))
+    statistics = get_evaluation(metrics, prefix)
     _report(cli, {"checkpoint": str(checkpoint), "episodes": num_episodes, **statistics})
     return 0
+
+
+def _approve_files(cli: RunCLI) -> None:
+    """Say so where a file could not be written, before episodes are played for it."""
+    for option in ("out", "video"):
+        path = cli.config[option]
+        with _naming_file(f"--{option}", path):
+            if path:
+                require_writable(Path(path))
+
+
+@contextlib.contextmanager
+def _naming_file(option: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"{option} {path} cannot be written: {error.strerror or error}"
+        raise Refused(f"{reason}; name a file in a folder of yours") from None
 
 
 def _report(cli: RunCLI, figures: dict[str, Any]) -> None:
@@ -303,13 +355,14 @@ def export(argv: list[str]) -> int:
     parser.add_argument("run", nargs="?", help="run folder or checkpoint; the newest run where left out")
     parser.add_argument("--to", required=True, help="policy.onnx, or policy.pt2 for torch.export")
     parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
-    parser.add_argument("--trainer.default_root_dir", dest="root", default=".", help="where runs lie")
+    parser.add_argument("--trainer.default_root_dir", help="where runs lie")
     given = parser.parse_args(argv)
-    _, checkpoint = find_checkpoint(given.run, Path(given.root), given.best)
+    _, checkpoint = find_checkpoint(given.run, _get_root(argv), given.best)
     _read_checkpoint(checkpoint)
     module = PERDQN.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     try:
-        difference = handover.export(module, Path(given.to))
+        with _naming_file("--to", given.to):
+            difference = handover.export(module, Path(given.to))
     except ValueError as error:
         raise Refused(str(error)) from None
     print(f"{given.to} agrees with the network to {difference:.1e}")
@@ -352,8 +405,13 @@ def _expand(argv: list[str]) -> list[str]:
 
 
 def _split_reference(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The run or checkpoint, which stands first, and the options."""
-    return (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    """The run or checkpoint, which is the first word that is no option nor an option's value; the others."""
+    is_value = False
+    for i, word in enumerate(argv):
+        if not is_value and not word.startswith("-"):
+            return word, argv[:i] + argv[i + 1 :]
+        is_value = not is_value and "=" not in word and word not in FLAGS
+    return None, argv
 
 
 def _get_root(options: list[str]) -> Path:
@@ -381,12 +439,25 @@ def _ask(command: str, argv: list[str]) -> int:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise Refused(f"{path} cannot be read as a checkpoint: it is damaged, or something else")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise Refused(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    if not isinstance(saved, dict) or "state_dict" not in saved:
-        raise Refused(f"{path} is no checkpoint: it has no state_dict")
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise Refused(f"{path} cannot be read as a checkpoint: {reason}") from None
+    missing = [key for key in WRITTEN if not isinstance(saved, dict) or key not in saved]
+    if missing:
+        raise Refused(f"{path} is no checkpoint of perdqn: it has no {', '.join(missing)}")
+    return dict(saved)
+
+
+def _read_full_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that training can go on from."""
+    saved = _read_checkpoint(path)
+    if "optimizer_states" not in saved:
+        weights = "where weights are enough, load them in Python with PERDQN.load_from_checkpoint"
+        raise Refused(f"{path} holds weights alone, training goes on from the run's last.ckpt; {weights}")
     return saved
 
 
@@ -408,10 +479,16 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in QUIET:
             warnings.filterwarnings("ignore", message)
+        warnings.simplefilter("ignore", ConfigWarning)  # `warn` has said it
+        warnings.showwarning = _show_warning
         try:
             yield
         finally:
             logger.setLevel(level)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    warn([" ".join(str(message).split())])
 
 
 def _refuse(command: str, reasons: list[str]) -> int:

@@ -6,9 +6,11 @@ Knows nothing about what is in the files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,16 @@ def write_whole(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Make the folder of ``path``; raises OSError where `write_whole` could not write there."""
+    with contextlib.suppress(FileExistsError):  # a file in its place is told from a folder below
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 def claim_run(root: Path) -> RunFolder:
     """A new folder below ``root``, made here, so that runs started together do not share one."""
     while True:
@@ -117,6 +129,8 @@ def find_checkpoint(reference: str | None, root: Path, best: bool = False) -> tu
     """
     path = newest_run(root).path if reference is None else Path(reference)
     if path.is_file():
+        if best:
+            raise RunNotFound(f"--best chooses within a run, but {path} is a checkpoint itself; leave it out")
         return RunFolder(_run_of(path)), path
     if not path.is_dir():
         raise RunNotFound(f"{path} is neither a run folder nor a checkpoint")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     return said
+
+
+def files_of(root: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
 def summary_of(root: Path, version: int = 0) -> dict[str, Any]:
@@ -274,10 +279,37 @@ def test_trainer_that_cannot_be_made_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_environment_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, "fit", *options(tmp_path, model__env__kwargs='{"foo": 1}'))
+    assert "model.env.kwargs {'foo': 1}: TypeError" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_root_that_cannot_hold_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     said = refusal(capsys, "fit", *options(tmp_path / "file"))
     assert f"trainer.default_root_dir {tmp_path / 'file'} cannot hold a run: Not a directory" in said
+
+
+def test_warning_is_one_line_and_advice_is_given_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perdqn.module import PERDQN
+
+    def complain(_: Any) -> None:
+        warnings.warn("beware\n of this", stacklevel=2)
+
+    monkeypatch.setattr(PERDQN, "on_train_end", complain, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        unwise = {"model__learner__warmup_env_steps": 300, "trainer__enable_progress_bar": "false"}
+        assert fit(tmp_path, **unwise) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("warning: ") for line in said)
+    assert "warning: beware of this" in said
+    assert sum("without learning" in line for line in said) == 1
 
 
 # -- a run and its folder
@@ -372,6 +404,26 @@ def test_interrupt_saves_and_is_resumed(
     assert summary_of(tmp_path)["seconds"] > stopped["seconds"]
 
 
+def test_signal_during_the_last_save_leaves_the_final_evaluation_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from perdqn.module import PERDQN
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PERDQN, "on_train_end", lambda _: signal.raise_signal(signal.SIGTERM), raising=False)
+        assert fit(tmp_path) == 128 + signal.SIGTERM
+    stopped = summary_of(tmp_path)
+    assert (stopped["status"], stopped["stop_reason"], stopped["env_steps"]) == (
+        "interrupted",
+        "SIGTERM",
+        400,
+    )
+    assert main(["resume", f"--trainer.default_root_dir={tmp_path}"]) == 0
+    assert summary_of(tmp_path)["final_evaluation_mean"] is not None
+
+
 # -- going on
 
 
@@ -381,6 +433,85 @@ def test_resume_refuses_to_reshape_a_run(run: Path, change: str, capsys: pytest.
     assert main(["resume", str(run), "--model.total_env_steps=600", change]) == 2
     assert "keeps the shape" in capsys.readouterr().err
     assert (run / "summary.json").read_text() == before
+
+
+def test_resume_allows_what_leaves_the_shape_alone(run: Path) -> None:
+    more = ["--model.total_env_steps=410", "--model.env.max_restarts", "100"]
+    assert main(["resume", *more, str(run)]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["env"]["max_restarts"] == 100
+
+
+def test_new_run_keeps_the_shape_of_the_checkpoint_it_starts_from(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"ckpt_path": finished / "checkpoints" / "last.ckpt", "model__env__num_envs": 3}
+    assert "model.env.num_envs: 1 -> 3" in refusal(capsys, "fit", *options(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["fit", "resume"])
+def test_weights_alone_are_not_trained_on(
+    run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_of(tmp_path)
+    best = run / "checkpoints" / "best.ckpt"
+    asked = [best] if command == "resume" else options(tmp_path, ckpt_path=best)
+    said = refusal(capsys, command, *asked)
+    assert "last.ckpt" in said
+    assert "PERDQN.load_from_checkpoint" in said
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"", "it is damaged, or something else"),
+        (b"PK\x03\x04 cut short", "cannot be read as a checkpoint"),
+        (
+            {"state_dict": {}},
+            "no checkpoint of perdqn: it has no hyper_parameters, pytorch-lightning_version",
+        ),
+    ],
+)
+def test_damaged_and_foreign_checkpoints_are_refused_by_name(
+    run: Path, tmp_path: Path, content: Any, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    last.unlink()
+    if isinstance(content, bytes):
+        last.write_bytes(content)
+    elif content is not None:
+        torch.save(content, last)
+    before = files_of(tmp_path)
+    commands = {"fit": options(tmp_path, ckpt_path=last)}
+    if last.is_file():
+        commands |= {"resume": [run], "test": [last], "export": [last, "--to", tmp_path / "policy.pt2"]}
+    for command, asked in commands.items():
+        said = refusal(capsys, command, *asked)
+        assert f"{last}" in said
+        assert reason in said
+    assert files_of(tmp_path) == before
+
+
+def test_failure_before_training_leaves_a_run_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from perdqn.module import PERDQN
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("cannot restore")
+
+    before = (run / "summary.json").read_text()
+    monkeypatch.setattr(PERDQN, "on_load_checkpoint", fail)
+    with pytest.raises(RuntimeError, match="cannot restore"):
+        main(["resume", str(run), "--model.total_env_steps=600"])
+    assert (run / "summary.json").read_text() == before
+
+
+def test_refused_resume_leaves_a_csv_log_where_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.csv").write_text("step\n")
+    logger = json.dumps({"class_path": "CSVLogger", "init_args": {"save_dir": "."}})
+    assert "has finished" in refusal(capsys, "resume", run, "--trainer.logger", logger)
+    assert (run / "metrics.csv").is_file()
 
 
 def test_a_run_says_whether_its_episodes_can_be_restored(run: Path) -> None:
@@ -539,6 +670,56 @@ def test_checkpoint_without_its_run_brings_its_own_settings(finished: Path, tmp_
     lone = Path(shutil.copy(finished / "checkpoints" / "best.ckpt", tmp_path / "agent.ckpt"))
     assert main(["test", str(lone), f"--out={tmp_path / 'figures.json'}"]) == 0
     assert json.loads((tmp_path / "figures.json").read_text())["episodes"] == 3
+
+
+def test_evaluation_says_how_many_episodes_were_played(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    assert main(["test", "--trainer.limit_test_batches", "1", f"--out={out}", "--best", str(finished)]) == 0
+    assert json.loads(out.read_text())["episodes"] == 2
+
+
+@pytest.mark.parametrize("option", ["out", "video"])
+def test_file_that_cannot_be_written_is_refused_before_an_episode_is_played(
+    finished: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "figures.json"
+    said = refusal(capsys, "test", finished, f"--{option}={path}")
+    assert f"--{option} {path} cannot be written: Not a directory" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "reference", "options_left"),
+    [
+        (["run", "--best"], "run", ["--best"]),
+        (["--best", "run"], "run", ["--best"]),
+        (["--trainer.max_steps", "-1", "run"], "run", ["--trainer.max_steps", "-1"]),
+        (["--config=a", "-c", "b", "run", "--out", "x"], "run", ["--config=a", "-c", "b", "--out", "x"]),
+        (["--out", "x"], None, ["--out", "x"]),
+    ],
+)
+def test_run_may_stand_anywhere(argv: list[str], reference: str | None, options_left: list[str]) -> None:
+    from perdqn.cli import _split_reference
+
+    assert _split_reference(argv) == (reference, options_left)
+
+
+@pytest.mark.parametrize("command", ["test", "export"])
+def test_best_beside_a_checkpoint_is_refused(
+    finished: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = ["--to", tmp_path / "policy.pt2"] if command == "export" else []
+    last = finished / "checkpoints" / "last.ckpt"
+    assert "leave it out" in refusal(capsys, command, "--best", last, *to)
+
+
+def test_export_looks_for_runs_where_the_other_commands_do(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERDQN_TRAINER__DEFAULT_ROOT_DIR", str(finished.parent.parent))
+    assert main(["export", "--to", str(tmp_path / "policy.pt2")]) == 0
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refusal(capsys, "export", "--to", tmp_path / "file" / "policy.pt2")
 
 
 def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
