@@ -76,9 +76,7 @@ def test_an_environment_is_made_by_import_path(path):
         ("def Env():\n    raise OSError('no ROM\\nfound')", "OSError: no ROM found"),
     ],
 )
-def test_a_module_of_the_users_own_that_fails_is_named_with_its_reason(
-    source, reason, tmp_path, monkeypatch
-):
+def test_a_module_of_the_users_own_that_fails_is_named_with_its_reason(source, reason, tmp_path, monkeypatch):
     (tmp_path / "broken_module.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_module", raising=False)
