@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from perdqn import handover, shipped
 from perdqn.acting.environment import MissingExtra, episode_seed, is_native
-from perdqn.acting.vector import self_test
+from perdqn.acting.exactness import self_test
 from perdqn.assembly import RunCLI, list_changes, warn
 from perdqn.config import (
     ConfigError,
@@ -36,7 +36,7 @@ from perdqn.config import (
     read,
     row_bytes,
 )
-from perdqn.module import PERDQN, STATE_KEY
+from perdqn.module import PERDQN, STATE_KEY, STATE_VERSION
 from perdqn.run.dashboard import log_score
 from perdqn.run.folder import RunFolder, RunNotFound, find_checkpoint, require_writable, write_whole
 from perdqn.run.summary import (
@@ -449,6 +449,8 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     missing = [key for key in WRITTEN if not isinstance(saved, dict) or key not in saved]
     if missing:
         raise Refused(f"{path} is no checkpoint of perdqn: it has no {', '.join(missing)}")
+    if (version := saved[STATE_KEY]["version"]) > STATE_VERSION:
+        raise Refused(f"{path} has format {version}, this perdqn reads up to {STATE_VERSION}; upgrade")
     return dict(saved)
 
 

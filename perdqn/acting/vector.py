@@ -1,7 +1,7 @@
 """Environments side by side, each episode from a seed of its own, and their exact restoration.
 
 Knows nothing about policies or replay. An episode is restored from its seed and the actions since;
-that is exact where a seeded reset erases whatever came before, which `self_test` finds out.
+that is exact where a seeded reset erases whatever came before; see `perdqn.acting.exactness`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from perdqn.transition import EnvSpec
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
-
-_NUM_COMPARED = 50  # steps of an episode that the self-test looks at
 
 
 class EnvironmentFailure(RuntimeError):
@@ -232,61 +230,3 @@ def _make_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
 def _is_same(saved: dict[str, Any], shown: Columns, env: int) -> bool:
     return all(np.array_equal(saved[name].numpy()[env], shown[name][env]) for name in shown)
-
-
-def self_test(
-    config: EnvConfig, spec: EnvSpec, seed: int = 0, num_episodes: int = 100, max_steps: int = 2_000
-) -> str | None:
-    """Whether an episode follows from its seed and actions alone, whatever its environment saw before.
-
-    An environment used for two episode ends (or ``max_steps`` steps) of random actions is compared
-    with a fresh one, and again after every further stretch of its own, since a leak may be rare:
-    MinAtar's sticky action gave one episode in twelve away.
-
-    Returns:
-        None if all agree, so episodes can be restored bit for bit; else why not.
-    """
-    rng = np.random.default_rng(seed)
-    used, fresh = (Environments(config, spec, 1, lambda env, episode: seed + episode) for _ in range(2))
-    try:
-        _wear(used, rng, num_ends=2, num_steps=max_steps)
-        for _ in range(num_episodes):
-            step = _first_difference(used, fresh, rng)
-            if step is not None:
-                return f"{config.id} plays on differently after {step} steps from the same seed"
-            _wear(used, rng, num_ends=1, num_steps=int(rng.integers(1, _NUM_COMPARED)))
-        return None
-    finally:
-        used.close()
-        fresh.close()
-
-
-def _wear(environments: Environments, rng: np.random.Generator, num_ends: int, num_steps: int) -> None:
-    environments.reset()
-    for _ in range(num_steps):
-        step = environments.step(rng.integers(environments.spec.num_actions, size=1))
-        if step.terminated[0] or step.truncated[0]:
-            num_ends -= 1
-            if num_ends == 0:
-                return
-            environments.reset()
-
-
-def _first_difference(used: Environments, fresh: Environments, rng: np.random.Generator) -> int | None:
-    """Steps until the next episode of ``used`` is another one in ``fresh``; None if none within sight."""
-    used.reset()
-    fresh.reset(episode=used.episode)
-    if not _is_same(_tensors(fresh.frames), used.frames, 0):
-        return 0
-    for step in range(1, _NUM_COMPARED + 1):
-        action = rng.integers(used.spec.num_actions, size=1)
-        outcome, expected = used.step(action), fresh.step(action)
-        if outcome != expected or not _is_same(_tensors(fresh.frames), used.frames, 0):
-            return step
-        if outcome.terminated[0] or outcome.truncated[0]:
-            return None
-    return None
-
-
-def _tensors(frames: Columns) -> dict[str, Any]:
-    return {name: torch.from_numpy(frame) for name, frame in frames.items()}

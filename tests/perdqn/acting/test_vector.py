@@ -8,7 +8,8 @@ import torch
 
 from perdqn.acting import environment
 from perdqn.acting.environment import describe
-from perdqn.acting.vector import EnvironmentFailure, Environments, self_test
+from perdqn.acting.exactness import self_test
+from perdqn.acting.vector import EnvironmentFailure, Environments
 from perdqn.config import EnvConfig
 from perdqn.transition import OBS
 
