@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
@@ -38,7 +38,19 @@ class ArgumentParser(LightningArgumentParser):
             key = f"{nested_key}.{name}" if nested_key else name
             added += super().add_class_arguments(ClassSpec, key)
             self.set_defaults({f"{key}.{part}": value for part, value in asdict(default).items()})
+        self._try_int_before_float()
         return added
+
+    def _try_int_before_float(self) -> None:
+        """Keep 1 batch from becoming 1.0, all of them.
+
+        typing caches unions by their members whatever their order, so which type Lightning's
+        ``Optional[Union[int, float]]`` tries first depends on what was imported before it.
+        """
+        for action in self._actions:
+            hint = getattr(action, "_typehint", None)
+            if get_origin(hint) is Union and set(get_args(hint)) == {int, float, type(None)}:
+                action._typehint = int | float | None  # type: ignore[attr-defined]
 
 
 def _class_specs(theclass: type) -> dict[str, ClassSpec]:

@@ -370,6 +370,7 @@ REFUSED_VALUES = {
     "reload_dataloaders_every_n_epochs": 1,
     "gradient_clip_val": 1.0,
     "gradient_clip_algorithm": "norm",
+    "precision": "16-mixed",
     "devices": 2,
     "num_nodes": 2,
     "barebones": True,

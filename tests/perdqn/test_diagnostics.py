@@ -180,14 +180,14 @@ def test_progress_follows_counters_schedules_and_newest_logged_values(module):
 def test_phase_follows_the_evaluations_of_the_run(module):
     module.experience.env_steps = 1_500
     assert training_diagnostics(module)["training_progress"]["learning_phase"] == "learning"
-    module.evaluations = [tuple(evaluation) for evaluation in FLAT]
+    module.evaluations = list(FLAT)
     assert training_diagnostics(module)["training_progress"]["learning_phase"] == "converged"
 
 
 def test_a_reached_target_is_read_from_the_newest_evaluation(module):
     module.experience.env_steps = 100
     module.config.evaluation.stop_at_return = 90.0
-    module.newest_evaluation_mean = 89.0
+    module.evaluations = [Evaluation(89.0, 80.0, 95.0)]
     assert training_diagnostics(module)["training_progress"]["learning_phase"] == "exploration"
-    module.newest_evaluation_mean = 90.0
+    module.evaluations.append(Evaluation(90.0, 80.0, 95.0))
     assert training_diagnostics(module)["training_progress"]["learning_phase"] == "converged"

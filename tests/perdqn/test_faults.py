@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import shlex
+import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import pytest
 from lightning.pytorch import Trainer
@@ -295,3 +297,21 @@ def test_the_parser_is_left_as_it_was() -> None:
     before = parser.exit_on_error, parser.default_env
     collect(parser, ["--model.replay.alpha=x"])
     assert (parser.exit_on_error, parser.default_env) == before
+
+
+class FloatFirst:
+    """As Lightning's Trainer may look where ``Optional[Union[float, int]]`` was seen shortly before."""
+
+
+def _init(self: FloatFirst, limit: Any = None) -> None: ...
+
+
+def test_whole_numbers_stay_whole_whatever_order_a_union_was_cached_in() -> None:
+    for clear in typing._cleanups:  # type: ignore[attr-defined]
+        clear()
+    _init.__annotations__ = {"limit": Optional[Union[float, int]]}  # noqa: UP007, UP045
+    FloatFirst.__init__ = _init  # type: ignore[method-assign, assignment]
+    parser = ArgumentParser()
+    parser.add_class_arguments(FloatFirst, "trainer")
+    assert isinstance(parser.parse_args(["--trainer.limit=1"]).trainer.limit, int)
+    assert isinstance(parser.parse_args(["--trainer.limit=1.0"]).trainer.limit, float)
