@@ -36,9 +36,10 @@ from perdqn.config import (
     read,
     row_bytes,
 )
+from perdqn.files import write_whole
 from perdqn.module import PERDQN, STATE_KEY, STATE_VERSION
 from perdqn.run.dashboard import log_score
-from perdqn.run.folder import RunFolder, RunNotFound, find_checkpoint, require_writable, write_whole
+from perdqn.run.folder import RunFolder, RunNotFound, find_checkpoint, require_writable
 from perdqn.run.summary import (
     format_evaluation,
     format_table,

@@ -9,13 +9,11 @@ import copy
 import inspect
 import io
 import logging
-import os
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from perdqn.acting.environment import MissingExtra
+from perdqn.files import write_whole
 from perdqn.transition import Column, EnvSpec
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def save_model(
         "memory": module.memory.state_dict() if include_memory else None,
         "metadata": _describe(module) | {"user": user},
     }
-    _write_atomically(Path(path), lambda file: torch.save(content, file))
+    write_whole(Path(path), lambda file: torch.save(content, file))
 
 
 def load_model(
@@ -163,26 +162,6 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _on_cpu(item) for name, item in value.items()}
     return [_on_cpu(item) for item in value] if isinstance(value, list) else value
-
-
-def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -308,7 +287,7 @@ def export(module: PERDQN, path: str | Path) -> float:
     content = _to_onnx(program) if path.suffix == ".onnx" else _to_pt2(program)
     run = _open_onnx(content) if path.suffix == ".onnx" else _open_pt2(content)
     difference = _get_difference(network, run, module.spec, path)
-    _write_atomically(path, lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content))
     return difference
 
 

@@ -30,7 +30,8 @@ PARTS = {
     "arguments": "config",
     "class_path": "config",
     "faults": "config",
-    "run": "",
+    "files": "",
+    "run": "files",
     "rng": "",
     "replay": "jit transition",
     "learning": "class_path config transition",
@@ -39,12 +40,12 @@ PARTS = {
     "evaluation": "acting config transition",
     "recording": "acting config transition",
     "diagnostics": "",
-    "handover": "acting transition",
+    "handover": "acting files transition",
     "module": "acting config diagnostics evaluation experience handover learning replay rng transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting assembly completion config handover module recording run shipped",
+    "cli": "acting assembly completion config files handover module recording run shipped",
     "__main__": "cli perdqn",
 }
 

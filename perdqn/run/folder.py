@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perdqn.files import write_whole
+
 LOGS = "lightning_logs"
 
 
@@ -68,20 +70,6 @@ class RunFolder:
 
     def write_summary(self, figures: Mapping[str, Any]) -> None:
         write_whole(self.summary, json.dumps(figures, indent=2, allow_nan=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``; a reader sees all of the old file or all of the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from perdqn.run.folder import RunFolder, write_whole
+from perdqn.files import write_whole
+from perdqn.run.folder import RunFolder
 
 
 class RunRecord(Callback):

@@ -15,7 +15,8 @@ import yaml
 from lightning.pytorch import Trainer
 
 from perdqn.__main__ import main
-from perdqn.run.folder import RunFolder, write_whole
+from perdqn.files import write_whole
+from perdqn.run.folder import RunFolder
 from perdqn.run.progress import Rate, RunProgress, get_text
 from perdqn.run.summary import format_evaluation, format_seconds, format_table, get_figures
 
