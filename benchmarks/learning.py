@@ -28,8 +28,8 @@ TASKS = ("cartpole", "acrobot", "lunarlander", "minatar")
 RECENT_ENV_STEPS = 100_000  # MinAtar: training episodes that count as "at the end"
 
 
-def train(name: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Train one seed in this process; returns what is written to its file."""
+def train(name: str, seed: int, overrides: dict[str, Any]) -> None:
+    """Train one seed in this process; its file is written anew at each evaluation."""
     import torch
     import yaml
     from lightning.pytorch import Trainer
@@ -52,11 +52,28 @@ def train(name: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
         print(
             f"{name} seed {seed} env step {module.env_steps}: {prefix} {statistics['mean']:.1f}", flush=True
         )
+        write()
         return statistics
 
     def record_episode(total: float, length: int) -> None:
         episodes.append((module.env_steps, total))
         note(total, length)
+
+    def write() -> None:
+        result = {
+            "config": name,
+            "overrides": overrides,
+            "seed": seed,
+            "env_steps": module.env_steps,
+            "updates": module.update_steps,
+            "seconds": time.monotonic() - started,
+            "stop_reason": module.stop_reason,
+            "final": module.final_evaluation,
+            "evaluations": evaluations[:-1] if module.final_evaluation else evaluations,
+            "episodes": episodes,
+        }
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}-{seed}.json").write_text(json.dumps(result))
 
     module._report_evaluation = record_evaluation  # type: ignore[method-assign]
     module.experience._on_episode = record_episode
@@ -71,20 +88,8 @@ def train(name: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
     )
     started = time.monotonic()
     trainer.fit(module)
-    seconds = time.monotonic() - started
     trainer.test(module, verbose=False)
-    return {
-        "config": name,
-        "overrides": overrides,
-        "seed": seed,
-        "env_steps": module.env_steps,
-        "updates": module.update_steps,
-        "seconds": seconds,
-        "stop_reason": module.stop_reason,
-        "final": module.final_evaluation,
-        "evaluations": evaluations[:-1],
-        "episodes": episodes,
-    }
+    write()
 
 
 def run(name: str, seeds: list[int], jobs: int, overrides: list[str]) -> None:
@@ -168,9 +173,7 @@ def main() -> None:
         run(args.name, args.seeds, args.jobs, args.set)
     else:
         overrides = {key: json.loads(value) for key, value in (text.split("=", 1) for text in args.set)}
-        result = train(args.name, args.seed, overrides)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{args.name}-{args.seed}.json").write_text(json.dumps(result))
+        train(args.name, args.seed, overrides)
 
 
 if __name__ == "__main__":
