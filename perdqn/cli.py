@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from holdfast.files import write_whole
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -36,7 +37,6 @@ from perdqn.config import (
     read,
     row_bytes,
 )
-from perdqn.files import write_whole
 from perdqn.module import PERDQN, STATE_KEY, STATE_VERSION
 from perdqn.run.dashboard import log_score
 from perdqn.run.folder import RunFolder, RunNotFound, find_checkpoint, require_writable

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from holdfast.files import write_whole
 from torch import Tensor, nn
 
 from perdqn.acting.environment import MissingExtra
-from perdqn.files import write_whole
 from perdqn.transition import Column, EnvSpec
 
 if TYPE_CHECKING:

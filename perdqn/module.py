@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from holdfast.rng import get_global_rng, set_global_rng
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -40,7 +41,6 @@ from perdqn.handover import fill_optimizer, load_model, save_model
 from perdqn.learning.networks import build_network
 from perdqn.learning.td import ItemLoss
 from perdqn.replay.prioritized import PrioritizedReplay
-from perdqn.rng import get_global_rng, set_global_rng
 from perdqn.transition import TransitionBatch
 
 # Fetching several batches a step is deliberate; no hook of ours reads a batch index.

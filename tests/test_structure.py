@@ -30,9 +30,7 @@ PARTS = {
     "arguments": "config",
     "class_path": "config",
     "faults": "config",
-    "files": "",
-    "run": "files",
-    "rng": "",
+    "run": "",
     "replay": "jit transition",
     "learning": "class_path config transition",
     "acting": "class_path config replay transition",
@@ -40,12 +38,12 @@ PARTS = {
     "evaluation": "acting config transition",
     "recording": "acting config transition",
     "diagnostics": "",
-    "handover": "acting files transition",
-    "module": "acting config diagnostics evaluation experience handover learning replay rng transition",
+    "handover": "acting transition",
+    "module": "acting config diagnostics evaluation experience handover learning replay transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting assembly completion config files handover module recording run shipped",
+    "cli": "acting assembly completion config handover module recording run shipped",
     "__main__": "cli perdqn",
 }
 
@@ -168,7 +166,7 @@ def test_holdfast_imports_nothing_it_does_not_depend_on() -> None:
     project = tomllib.loads((HOLDFAST.parent / "pyproject.toml").read_text())["project"]
     declared = {Requirement(line).name for line in project["dependencies"]}
     faults = [arrow for arrow in third_party(HOLDFAST) if arrow.target.split(".")[0] not in declared]
-    assert declared == {"lightning", "torch", "psutil"}
+    assert declared == {"lightning", "numpy", "psutil", "torch"}
     assert not faults, shown(faults)
 
 

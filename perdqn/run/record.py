@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from holdfast.files import write_whole
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from perdqn.files import write_whole
 from perdqn.run.folder import RunFolder
 
 

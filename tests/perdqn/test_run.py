@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from holdfast.files import write_whole
 from lightning.pytorch import Trainer
 
 from perdqn.__main__ import main
-from perdqn.files import write_whole
 from perdqn.run.folder import RunFolder
 from perdqn.run.progress import Rate, RunProgress, get_text
 from perdqn.run.summary import format_evaluation, format_seconds, format_table, get_figures

@@ -1,6 +1,6 @@
 """The global random streams of python, numpy and torch, as plain values that a checkpoint can hold.
 
-Knows nothing about who draws from them; perdqn's own streams are kept by those who own them.
+Knows nothing about who draws from them.
 """
 
 from __future__ import annotations
