@@ -50,6 +50,7 @@ PARTS = {
 # The files of each package, in the same order.
 FILES = {
     "acting": "__init__ environment guard vector exactness actor",
+    "cli": "command_line quiet checkpoints sitting training reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks",
     "replay": "__init__ memory sum_tree rows prioritized",

@@ -699,9 +699,9 @@ def test_file_that_cannot_be_written_is_refused_before_an_episode_is_played(
     ],
 )
 def test_run_may_stand_anywhere(argv: list[str], reference: str | None, options_left: list[str]) -> None:
-    from perdqn.cli import _split_reference
+    from perdqn.cli.command_line import split_reference
 
-    assert _split_reference(argv) == (reference, options_left)
+    assert split_reference(argv) == (reference, options_left)
 
 
 @pytest.mark.parametrize("command", ["test", "export"])

@@ -1,0 +1,69 @@
+"""What Lightning says on the way: kept off the screen, or put in one line.
+
+Knows nothing about commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from perdqn.acting.environment import MissingExtra
+from perdqn.assembly import warn
+from perdqn.cli.command_line import Refused
+from perdqn.config import ConfigWarning
+
+KNOWN = (
+    ".*isinstance\\(treespec, LeafSpec\\).* is deprecated",  # Lightning 2.6 beside torch 2.13
+    "Checkpoint directory .* exists and is not empty",  # a resumed run's own
+    "Be aware that when using `ckpt_path`, callbacks",  # one was removed, and listed as a change
+    ".*does not have many workers",
+    "GPU available but not used",
+    "Experiment logs directory .* exists and is not empty",
+    "Using ModelCheckpoint with manual optimization",  # weights after an update are what is wanted
+    ".*`dataloader_iter`",  # the step flavour the module is written for
+)
+
+Command = Callable[[list[str]], int]
+
+
+def quietly(command: Command) -> Command:
+    """Let a command show nothing but its own lines, and name what the user can mend as a refusal."""
+
+    @functools.wraps(command)
+    def wrapped(argv: list[str]) -> int:
+        try:
+            with quiet():
+                return command(argv)
+        except (MissingExtra, MisconfigurationException, ArgumentError) as error:
+            raise Refused(str(error)) from error
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's tips and known noise kept off the screen; anything else is shown in one line."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in KNOWN:
+            warnings.filterwarnings("ignore", message)
+        warnings.simplefilter("ignore", ConfigWarning)  # `warn` has said it
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    warn([" ".join(str(message).split())])
