@@ -3,6 +3,6 @@
 Knows nothing about what is trained: no reinforcement learning, no environments.
 """
 
-from .boundary import BoundaryCheckpoint
+from ._boundary_checkpoint import BoundaryCheckpoint
 
 __all__ = ["BoundaryCheckpoint"]

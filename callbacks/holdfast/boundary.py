@@ -1,129 +1,118 @@
-"""A last checkpoint that is always whole, saved where a step is over and the next has not begun.
+"""The clean boundary between two iterations of Lightning's training loop, and the callbacks called there.
 
-Knows nothing about what is trained, nor what the module and its data put into a checkpoint.
+Knows nothing about what they do there, nor what is trained.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+_ATTRIBUTE = "_holdfast_boundary"
 
-class BoundaryCheckpoint(Checkpoint):
-    """Keeps one full checkpoint that stock Lightning resumes from.
 
-    It is saved before a training step begins: hooks and progress of the step before are complete, and the
-    weights, counters and data are those of the same instant. (A batch that was fetched already is not
-    trained again; a ``training_step(self, dataloader_iter)`` fetches later, so nothing is lost there.)
-    The end of a run is saved while its epoch is still open, because Lightning cannot extend a closed one:
-    where the module says it ``is_finished``, and where Lightning is about to stop.
+class StopRun(Exception):
+    """Raised in `on_boundary` to end the run; every other callback has its turn first."""
 
-    The file is written beside the old one, flushed to disk and renamed over it. A save that fails warns,
-    leaves the old file, and training goes on.
 
-    Args:
-        dirpath: folder of the file; None is ``checkpoints`` in the trainer's log folder.
-        filename: name of the file.
-        every_seconds: least time between two saves.
-        max_time_fraction: largest share of the run spent saving; slow saves become rarer.
-        clock: seconds, monotonic.
+class BoundaryCallback(Callback):
+    """A callback that is also called where nothing is half done: saves belong there and nowhere else.
+
+    `on_boundary` is called after every iteration of the training loop: the validation that was due is over,
+    progress is counted, loggers are saved. Also where an epoch's loop starts (so in warm-up, before the
+    first batch, and right after a resume), and at the end of training for what still waits.
+
+    A subclass that overrides `setup`, `on_load_checkpoint` or `on_validation_batch_start` calls `super()`.
+
+    An exception in `on_boundary` becomes a warning and touches no other callback. `SystemExit` and `StopRun`
+    end the run once every callback has had its turn; a `SystemExit(n)` becomes the exit code.
     """
 
-    def __init__(
-        self,
-        dirpath: str | os.PathLike[str] | None = None,
-        filename: str = "last.ckpt",
-        every_seconds: float = 60.0,
-        max_time_fraction: float = 0.02,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        if every_seconds < 0:
-            raise ValueError(f"every_seconds must be at least 0, got {every_seconds}")
-        if not 0 < max_time_fraction <= 1:
-            raise ValueError(f"max_time_fraction must lie in (0, 1], got {max_time_fraction}; use 0.02")
-        self.every_seconds = every_seconds
-        self.max_time_fraction = max_time_fraction
-        self.path = Path(dirpath, filename) if dirpath is not None else None
-        self.num_saves = 0
-        self._filename = filename
-        self._clock = clock
-        self._due_at = float("inf")
-        self._is_stop_requested = False
-
-    def request_stop(self) -> None:
-        """Save before the next training step, then end as Ctrl-C does. Safe to call in a signal handler."""
-        self._is_stop_requested = True
+    def on_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Weights, optimiser, counters, data and metrics are of one instant."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.path is None:
-            log_dir = trainer.strategy.broadcast(trainer.log_dir)
-            self.path = Path(log_dir or trainer.default_root_dir, "checkpoints", self._filename)
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            _boundary_of(trainer).begin()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._due_at = self._clock() + self.every_seconds
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self._is_stop_requested:
-            self.save(trainer)
-            raise KeyboardInterrupt
-        if _agree(trainer, self._clock() >= self._due_at) or getattr(pl_module, "is_finished", False):
-            self.save(trainer)
+class _Boundary:
+    """Of one trainer: its loops call this where the boundary is."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
-            self.save(trainer)
+    def __init__(self, trainer: Trainer) -> None:
+        self.is_open = False
+        self._trainer = trainer
+        self._callbacks: list[BoundaryCallback] = []
+        fit_loop = trainer.fit_loop
+        _around(fit_loop.epoch_loop, "on_run_start", self._start_epoch)
+        _around(fit_loop.epoch_loop, "on_advance_end", self._end_iteration)
+        _around(fit_loop, "on_run_end", self._end_run)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.should_stop and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.save(trainer)
+    def begin(self) -> None:
+        """A fit begins; callbacks without work at a boundary cost nothing there."""
+        ours = [c for c in self._trainer.callbacks if isinstance(c, BoundaryCallback)]
+        self._callbacks = [c for c in ours if type(c).on_boundary is not BoundaryCallback.on_boundary]
 
-    def save(self, trainer: Trainer) -> None:
-        """Replace the file by the state of this instant; on every rank."""
-        if getattr(trainer, "fast_dev_run", False):
-            return
-        started = self._clock()
+    def _start_epoch(self, on_run_start: Callable[..., None], data_fetcher: Any) -> None:
+        on_run_start(data_fetcher)
+        self._dispatch()
+
+    def _end_iteration(self, on_advance_end: Callable[..., None], data_fetcher: Any) -> None:
+        on_advance_end(data_fetcher)
+        self._dispatch()
+
+    def _end_run(self, on_run_end: Callable[[], None]) -> None:
+        self._dispatch()  # what the last epoch's end left waiting, before anything changes the weights
+        on_run_end()
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        trainer, stop = self._trainer, None
+        module = trainer.lightning_module
+        self.is_open = True
         try:
-            self._replace(trainer)
-        except OSError as error:
-            rank_zero_warn(f"{self.path} was not saved: {error}; the one before is kept and training goes on")
-        now = self._clock()
-        self._due_at = now + max(self.every_seconds, (now - started) / self.max_time_fraction)
-
-    def _replace(self, trainer: Trainer) -> None:
-        assert self.path is not None
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        try:
-            trainer.save_checkpoint(temporary, weights_only=False)
-            if trainer.is_global_zero:
-                _flush(temporary)
-                os.replace(temporary, self.path)
-                _flush(self.path.parent)
+            for callback in self._callbacks:
+                try:
+                    callback.on_boundary(trainer, module)
+                except (SystemExit, StopRun) as wish:
+                    stop = stop or wish
+                except Exception as error:
+                    rank_zero_warn(
+                        f"{type(callback).__name__} failed at a boundary: {error!r}; the run goes on"
+                    )
         finally:
-            if trainer.is_global_zero:
-                temporary.unlink(missing_ok=True)
-        self.num_saves += 1
+            self.is_open = False
+        if stop is not None:
+            raise stop
 
 
-def _agree(trainer: Trainer, is_due: bool) -> bool:
-    """The first rank's word: clocks differ, and a save needs every rank."""
-    return is_due if trainer.world_size == 1 else bool(trainer.strategy.broadcast(is_due))
+def is_at_boundary(trainer: Trainer) -> bool:
+    """Whether `on_boundary` is being called."""
+    boundary = vars(trainer).get(_ATTRIBUTE)
+    return boundary is not None and boundary.is_open
 
 
-def _flush(path: Path) -> None:
-    """Wait until ``path``, a file or a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def exact_state(trainer: Trainer) -> dict[str, Any]:
+    """What Lightning leaves out of a checkpoint, as plain types; {} anywhere but at a boundary."""
+    return {}
+
+
+def abort_evaluation(trainer: Trainer) -> None:
+    """Give up a validation in progress: it stays due, and a boundary follows. Safe in a signal handler."""
+
+
+def _boundary_of(trainer: Trainer) -> _Boundary:
+    if _ATTRIBUTE not in vars(trainer):
+        setattr(trainer, _ATTRIBUTE, _Boundary(trainer))
+    boundary: _Boundary = getattr(trainer, _ATTRIBUTE)
+    return boundary
+
+
+def _around(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Lightning calls ``owner.name`` through the instance, so this one instance can have another."""
+    setattr(owner, name, partial(around, getattr(owner, name)))
