@@ -53,7 +53,7 @@ FILES = {
     "cli": "command_line quiet checkpoints sitting training reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks",
-    "replay": "__init__ memory sum_tree rows prioritized",
+    "replay": "__init__ memory sum_tree journal rows prioritized",
     "run": "__init__ folder summary progress record stopping best dashboard",
 }
 

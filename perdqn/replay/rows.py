@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from holdfast.parts import PartStore
 from numpy.typing import NDArray
 
 from perdqn.jit import kernel
+from perdqn.replay.journal import Counters, Journal, Segment
 from perdqn.transition import EnvSpec
 
 Array = NDArray[Any]
@@ -224,6 +226,7 @@ class Rows:
         self.rewards = np.zeros(size, np.float32)
         self.flags = np.zeros(size, np.uint8)
         self.heads = np.zeros(num_envs, np.int64)
+        self._journal = Journal(self._unchanging(), num_envs)
 
     @property
     def size_limit(self) -> int:
@@ -311,8 +314,12 @@ class Rows:
         return {**{f"frames/{n}": a.nbytes for n, a in self.frames.items()}, "scalars": scalars}
 
     def _stored(self) -> dict[str, Array]:
+        return {**self._unchanging(), "flags": self.flags}
+
+    def _unchanging(self) -> dict[str, Array]:
+        """All but the flags, of which `cut` changes the newest."""
         columns = {f"frames/{name}": stored for name, stored in self.frames.items()}
-        return {**columns, "actions": self.actions, "rewards": self.rewards, "flags": self.flags}
+        return {**columns, "actions": self.actions, "rewards": self.rewards}
 
     @property
     def _used(self) -> int:
@@ -335,16 +342,63 @@ class Rows:
             ValueError: rings, length or columns differ; nothing is changed then.
         """
         heads = state["heads"].numpy()
-        if heads.size != self.num_envs or state["length"] != self.length:
-            raise ValueError(
-                f"saved replay has {heads.size} rings of {state['length']} rows, "
-                f"this one {self.num_envs} of {self.length}; num_envs and capacity must be as saved"
-            )
+        self._check_rings(heads, state["length"])
         stored = self._stored()
         for name, array in stored.items():
             if name not in state or tuple(state[name].shape[2:]) != array.shape[1:]:
                 raise ValueError(f"saved replay lacks {name} of shape {array.shape[1:]}")
+        self._journal.forget()
         self.heads[:] = heads
         for name, array in stored.items():
             rings = array.reshape(self.num_envs, self.length, *array.shape[1:])
             rings[:, : self._used] = state[name].numpy()
+
+    def _check_rings(self, heads: Ints, length: int) -> None:
+        if heads.size != self.num_envs or length != self.length:
+            raise ValueError(
+                f"saved replay has {heads.size} rings of {length} rows, "
+                f"this one {self.num_envs} of {self.length}; num_envs and capacity must be as saved"
+            )
+
+    def alive(self, heads: Ints) -> tuple[Counters, Counters]:
+        """Of every ring, the counter of its oldest row alive and that of its next row, at ``heads``."""
+        return tuple(np.maximum(0, heads - self.length).tolist()), tuple(heads.tolist())
+
+    def save_parts(self, store: PartStore) -> dict[str, Any]:
+        """Write the rows no earlier part holds; flags, which may change, are the caller's to save."""
+        segments = self._journal.save(store, self.heads)
+        return {
+            "heads": self.heads.tolist(),
+            "length": self.length,
+            "segments": [segment.entry() for segment in segments],
+        }
+
+    def saved_heads(self, entry: dict[str, Any]) -> Ints:
+        """`heads` at the time of `save_parts`.
+
+        Raises:
+            ValueError: the saved replay had other rings.
+        """
+        heads = np.array(entry["heads"], np.int64)
+        self._check_rings(heads, entry["length"])
+        return heads
+
+    def load_parts(self, store: PartStore, entry: dict[str, Any], flags: Array) -> None:
+        """Take over rows saved by an equally shaped replay, and their flags by slot.
+
+        Raises:
+            DamagedPart: a part is not as it was written; rows alive are unchanged then.
+            ValueError: rings, length or columns differ; nothing is changed then.
+        """
+        heads = self.saved_heads(entry)
+        segments = [Segment.from_entry(segment) for segment in entry["segments"]]
+        self._journal.load(store, segments, heads, has_rows=len(self) > 0)
+        self._clear_dead(heads)
+        self.flags[:], self.heads[:] = flags, heads
+
+    def _clear_dead(self, heads: Ints) -> None:
+        """Forget rows of a time after ``heads``, so that a slot says no more than a new replay's."""
+        for array in self._unchanging().values():
+            rings = array.reshape(self.num_envs, self.length, *array.shape[1:])
+            for ring, head in zip(rings, heads, strict=True):
+                ring[head : self._used] = 0
