@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from holdfast.parts import PartStore, load_parts, saving_parts
 from holdfast.rng import get_global_rng, set_global_rng
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -69,6 +70,11 @@ class PERDQN(LightningModule):
     Raises:
         ConfigError: settings are wrong; the message lists all of them.
     """
+
+    # what holdfast's callbacks ask a module: nothing of ours is left for them to restore
+    owns_data_position = True
+    saves_own_state = True
+    holdfast_counters = ("env_steps", "update_steps", "episodes")
 
     def __init__(
         self,
@@ -506,7 +512,8 @@ class PERDQN(LightningModule):
         }
         if "optimizer_states" in checkpoint:
             state["experience"] = self.experience.capture()
-            state["replay"] = self.memory.state_dict()
+            if not saving_parts():
+                state["replay"] = self.memory.state_dict()
             state["num_threads"] = self.num_threads
             state["noise"] = self._noise.get_state()
             state["global_rng"] = get_global_rng()
@@ -536,9 +543,8 @@ class PERDQN(LightningModule):
             key: getattr(now, name) for key, name in settings.items() if saved[name] != getattr(now, name)
         }
         is_fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if is_fitting and "replay" in state:
+        if is_fitting and self._load_replay(checkpoint):
             self.experience.restore(state["experience"])
-            self.memory.load_state_dict(state["replay"])
             self.num_threads = self.config.learner.num_threads or state["num_threads"]
             self._noise.set_state(state["noise"])
             self._global_rng = state["global_rng"]
@@ -550,6 +556,22 @@ class PERDQN(LightningModule):
                 "and will differ from a run that was never interrupted",
                 stacklevel=2,
             )
+
+    def _load_replay(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether the checkpoint has one, inside it or in parts beside it."""
+        if "replay" in checkpoint[STATE_KEY]:
+            self.memory.load_state_dict(checkpoint[STATE_KEY]["replay"])
+            return True
+        path = self.trainer.ckpt_path
+        return path is not None and load_parts("module", self, checkpoint, Path(path).parent)
+
+    def save_parts(self, store: PartStore) -> dict[str, Any]:
+        """Write what the replay has new; part of holdfast's `Stateful`."""
+        return self.memory.save_parts(store)
+
+    def load_parts(self, store: PartStore, entry: dict[str, Any]) -> None:
+        """Read the replay back."""
+        self.memory.load_parts(store, entry)
 
     # -- diagnosis and handover ------------------------------------------------------------------
 
