@@ -35,6 +35,7 @@ from .manifest import PARTS, ManifestError
 SET_ASIDE = "set-aside"
 # the first half of its checksum stands in the name of each part, so one content never replaces another
 PART_NAME = re.compile(r".+\.[0-9a-f]{16}(\.[^.]+)?")
+_DEEPEST_NAME = 4  # folders that a name with slashes may go down
 _DISPLACED = re.compile(r"(?P<name>.+)~(?P<sequence>\d+)")
 
 
@@ -111,6 +112,17 @@ class GenerationFolder:
     def generations(self) -> list[Generation]:
         """All whose manifest can be read, the newest first; their files are not looked at."""
         return self._scan()[0]
+
+    def unreadable(self) -> list[Damage]:
+        """Manifests that cannot be believed, those of newer formats included."""
+        return self._scan()[1]
+
+    @classmethod
+    def around(cls, path: str | os.PathLike[str]) -> GenerationFolder:
+        """The folder to which the checkpoint at ``path`` belongs; names may hold slashes."""
+        above = Path(os.path.abspath(path)).parents[:_DEEPEST_NAME]
+        folders = (cls(folder) for folder in above)
+        return next((folder for folder in folders if folder.find(path) is not None), cls(above[0]))
 
     def find(self, path: str | os.PathLike[str]) -> Generation | None:
         """The generation whose checkpoint is at ``path``, or has the same content (``last.ckpt``)."""

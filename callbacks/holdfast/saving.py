@@ -1,0 +1,211 @@
+"""One save of a trainer, on every rank; and what a resume must know of the checkpoint it starts from.
+
+Knows nothing about when to save, nor which older saves may go.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from .capture import VERSION, capture, facts_of, non_finite_of, stateful_of
+from .generations import Damage, Generation, GenerationFolder
+from .parts import PartStore, load_parts
+
+POST_MORTEM = "post-mortem"
+_RUN = "_holdfast_run"
+T = TypeVar("T")
+
+
+class DamagedCheckpoint(RuntimeError):
+    """The checkpoint to load is not what was written; the message says how, and what else is there."""
+
+
+@dataclass
+class Run:
+    """What all callbacks of one trainer agree on.
+
+    Attributes:
+        id: kept from one resume to the next.
+        resumed_sequence: of the generation the run goes on from; later ones are of a future given up.
+    """
+
+    id: str
+    resumed_sequence: int | None = None
+
+    def owns(self, generation: Generation) -> bool:
+        return bool(generation.manifest.get("run") == self.id)
+
+    def has_yet_to_reach(self, generation: Generation) -> bool:
+        """Whether it was saved before the run was cut back to an earlier one."""
+        return (
+            self.owns(generation)
+            and self.resumed_sequence is not None
+            and generation.sequence > self.resumed_sequence
+        )
+
+
+def run_of(trainer: Trainer) -> Run:
+    """The trainer's run: a new one, until a checkpoint says which it continues."""
+    if _RUN not in vars(trainer):
+        setattr(trainer, _RUN, Run(uuid.uuid4().hex))
+    run: Run = getattr(trainer, _RUN)
+    return run
+
+
+def save_generation(
+    trainer: Trainer,
+    folder: GenerationFolder,
+    name: str | None,
+    kind: str,
+    *,
+    weights_only: bool = False,
+    user: Mapping[str, Any] | None = None,
+    counters: tuple[str, ...] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> Generation:
+    """Save the trainer's state; to be called on every rank, at a boundary, with the folder locked.
+
+    Where weights are not finite, the generation is of kind "post-mortem" instead, under a name of its own,
+    not resumable, and takes the place of the one before.
+
+    Args:
+        name: path in the folder without suffix; None is the kind and the sequence number.
+        counters: whole numbers of the module to note, by attribute.
+        facts: more for the manifest.
+
+    Raises:
+        OSError: the disk refused; nothing was added and nothing older harmed.
+        Unloadable: the state holds what could not be loaded.
+    """
+    with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
+        store = PartStore(folder.path)
+        checkpoint, notes = capture(trainer, store, weights_only)
+        checkpoint.get("holdfast", {})["run"] = run_of(trainer).id
+        broken = non_finite_of(trainer.lightning_module)
+        if broken:
+            notes.append(f"not finite: {', '.join(broken)}")
+            kind, name = POST_MORTEM, None
+        told = {
+            **facts_of(trainer, checkpoint, counters),
+            "is_resumable": not (weights_only or broken),
+            "run": run_of(trainer).id,
+            "user": dict(user or {}),
+            "notes": notes,
+            **(facts or {}),
+        }
+
+        def write() -> Generation:
+            called = name or f"{kind}-{folder.next_sequence():06d}"
+            generation = folder.write(
+                called, kind, lambda file: torch.save(checkpoint, file), store.files, told
+            )
+            if kind == POST_MORTEM:
+                _remove_older(folder, generation, run_of(trainer))
+            return generation
+
+        generation = on_first_rank(trainer, write)
+    if notes:
+        rank_zero_warn(f"{generation.checkpoint} was saved with something amiss: {'; '.join(notes)}")
+    return generation
+
+
+def restore_parts(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> None:
+    """Give parts to those who have not taken theirs, and take over which run this is.
+
+    Raises:
+        DamagedCheckpoint: a newer version wrote it.
+    """
+    ours = checkpoint.get("holdfast", {})
+    if ours.get("version", VERSION) > VERSION:
+        raise DamagedCheckpoint(
+            f"{path} has version {ours['version']} of what lightning-holdfast keeps, and this one reads up "
+            f"to {VERSION}; update lightning-holdfast"
+        )
+    run = run_of(trainer)
+    run.id = ours.get("run", run.id)
+    folder = GenerationFolder.around(path).path
+    for owner, stateful in stateful_of(trainer).items():
+        load_parts(owner, stateful, checkpoint, folder)
+    for owner in ours.get("parts", {}):
+        rank_zero_warn(f"{path} holds parts of {owner}, which nothing in this trainer takes back")
+
+
+def verify_loaded(path: Path) -> int | None:
+    """Refuse a checkpoint that is not what its manifest says.
+
+    Returns:
+        Its sequence number; None where it has no manifest, as stock checkpoints.
+
+    Raises:
+        DamagedCheckpoint: naming the reason, and the newest valid generation beside it.
+    """
+    folder = GenerationFolder.around(path)
+    generation = folder.find(path)
+    beside = path.with_suffix(".json").absolute()
+    faults = [fault for fault in folder.unreadable() if fault.path.absolute() == beside]
+    if generation is not None:
+        faults = folder.verify(generation)
+    if not faults:
+        return generation.sequence if generation is not None else None
+    raise DamagedCheckpoint(f"{path} is not loaded: {say(faults)}{_alternative(folder)}")
+
+
+def say(faults: list[Damage]) -> str:
+    return "; ".join(f"{fault.path.name} {fault.reason}" for fault in faults)
+
+
+def on_first_rank(trainer: Trainer, call: Callable[[], T]) -> T:
+    """What the call returns or raises on the first rank, on every rank."""
+    if trainer.world_size == 1:
+        return call()
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if trainer.is_global_zero:
+        try:
+            outcome = (call(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, failure = trainer.strategy.broadcast(outcome)
+    if failure is not None:
+        raise failure
+    result: T = value
+    return result
+
+
+def refuse_unverifiable(trainer: Trainer, dirpath: str) -> None:
+    """Say so where files would be written by others, or where we could not look at them."""
+    strategy = trainer.strategy
+    if not _is_local_file_protocol(dirpath):
+        raise MisconfigurationException(f"dirpath must be a local folder to be verified, got {dirpath!r}")
+    if type(strategy).save_checkpoint is not Strategy.save_checkpoint:
+        raise MisconfigurationException(
+            f"{type(strategy).__name__} writes checkpoints in a form of its own, which cannot be verified "
+            "here; use Lightning's ModelCheckpoint with it"
+        )
+    if type(strategy.checkpoint_io) is not TorchCheckpointIO:
+        raise MisconfigurationException(
+            f"the plugin {type(strategy.checkpoint_io).__name__} would not be used, because verified "
+            "checkpoints are written directly; remove the plugin, or use Lightning's ModelCheckpoint"
+        )
+
+
+def _alternative(folder: GenerationFolder) -> str:
+    other = folder.newest_valid(where=lambda generation: generation.is_resumable)
+    return f"; the newest valid one is {other.checkpoint}" if other is not None else ""
+
+
+def _remove_older(folder: GenerationFolder, newest: Generation, run: Run) -> None:
+    for older in folder.generations():
+        if older.kind == POST_MORTEM and run.owns(older) and older.sequence < newest.sequence:
+            folder.remove(older)
