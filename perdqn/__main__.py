@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "fit": "train an agent",
-    "resume": "go on where a run stopped (default: the newest run)",
+    "resume": "go on where a run stopped (default: the newest run), or fork it",
+    "verify": "check a run's saved states: what is whole, damaged or left over",
+    "fingerprint": "SHA-256 of each part of a run's state; compare two",
     "validate": "evaluate a checkpoint on the episodes it was chosen by",
     "test": "evaluate a checkpoint on episodes never used to choose anything",
     "check": "look for faults in the settings, without training",

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ PARSER_SETTINGS = {
     "env_prefix": "PERDQN",
     "exit_on_error": False,
 }
-ONE_COMMAND = ("ckpt_path", "best", "out", "video")  # options that belong to a command, not to a run
+ONE_COMMAND = ("ckpt_path", "fork", "best", "out", "video")  # options that belong to a command, not to a run
 
 
 class RunCLI(LightningCLI):
@@ -70,7 +71,8 @@ class RunCLI(LightningCLI):
     Args:
         command: who asks, for the help.
         argv: options of that command.
-        resumed: the run that goes on; its settings are ``argv``'s first ``--config``.
+        origin: the run that goes on; its settings are ``argv``'s first ``--config``.
+        lineage: what a fork of ``origin`` starts from, kept by it for life; None goes on in its folder.
         told: the command line as typed, kept in the run's summary.
         approve: called with the checked settings, before anything is built or written; raises where the
             command cannot be carried out with them.
@@ -83,11 +85,14 @@ class RunCLI(LightningCLI):
         self,
         command: str,
         argv: list[str],
-        resumed: RunFolder | None = None,
+        origin: RunFolder | None = None,
+        lineage: Mapping[str, Any] | None = None,
         told: str = "",
         approve: Callable[[RunCLI], None] = lambda cli: None,
     ) -> None:
-        self.command, self.resumed, self.told, self.approve = command, resumed, told, approve
+        self.command, self.origin, self.told, self.approve = command, origin, told, approve
+        self.resumed = origin if lineage is None else None
+        self.lineage = self.resumed.read_summary().get("forked_from") if self.resumed else lineage
         self.folder: RunFolder | None = None
         self.record: RunRecord | None = None
         self.boundary: BoundaryCheckpoint | None = None
@@ -118,6 +123,9 @@ class RunCLI(LightningCLI):
         if self.command == "fit":
             text = "start a new run from this checkpoint; `perdqn resume` continues the old one"
             parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
+        if self.command == "resume":
+            text = "go on in a new run folder, and leave the old run as it is"
+            parser.add_argument("--fork", action="store_true", help=text)
         if self.command in ("validate", "test"):
             parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
             parser.add_argument("--out", type=str | None, default=None, help="write the statistics as JSON")
@@ -136,8 +144,8 @@ class RunCLI(LightningCLI):
         self.report, self.spec = inspect_settings(self.settings, self.config_dump["trainer"])
         if found := misread + self.report.faults:
             raise ConfigError(found)
-        if self.resumed is not None:
-            self.changes = self._get_changes(self.resumed)
+        if self.origin is not None:
+            self.changes = self._get_changes(self.origin)
         self.approve(self)
 
     def _get_changes(self, run: RunFolder) -> list[str]:
@@ -151,11 +159,18 @@ class RunCLI(LightningCLI):
 
     @property
     def config_text(self) -> str:
-        """The resolved settings, usable as ``--config``."""
+        """The resolved settings, usable as ``--config``; a fork's begin with where it comes from."""
         kept = self.config.clone()
         for name in ("config", *ONE_COMMAND):
             kept.pop(name, None)
-        return str(self.parser.dump(kept, skip_none=False, skip_validation=True))
+        lineage = f"# forked_from: {json.dumps(self.lineage)}\n" if self.lineage else ""
+        return lineage + str(self.parser.dump(kept, skip_none=False, skip_validation=True))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the run's summary says of how this sitting came about."""
+        forked = {"forked_from": dict(self.lineage)} if self.lineage else {}
+        return {"command": self.told, "changes": self.changes, **forked}
 
     # -- building
 
@@ -230,7 +245,7 @@ class RunCLI(LightningCLI):
             return callbacks
         summary = format_config_summary(get_config_summary(self.settings))
         texts = {self.folder.config.name: self.config_text, self.folder.config_summary.name: summary}
-        self.record = RunRecord(self.folder, texts, {"command": self.told, "changes": self.changes})
+        self.record = RunRecord(self.folder, texts, self.provenance)
         callbacks += [self.record, Dashboard()]
         if with_checkpoints:
             self.boundary = BoundaryCheckpoint(self.folder.checkpoints)

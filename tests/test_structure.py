@@ -38,23 +38,24 @@ PARTS = {
     "evaluation": "acting config transition",
     "recording": "acting config transition",
     "diagnostics": "",
+    "fingerprint": "schedules",
     "handover": "acting transition",
     "module": "acting config diagnostics evaluation experience handover learning replay transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting assembly completion config handover module recording run shipped",
+    "cli": "acting assembly completion config fingerprint handover module recording run shipped",
     "__main__": "cli perdqn",
 }
 
 # The files of each package, in the same order.
 FILES = {
     "acting": "__init__ environment guard vector exactness actor",
-    "cli": "command_line quiet checkpoints sitting training reading __init__",
+    "cli": "command_line quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks",
     "replay": "__init__ memory sum_tree journal rows prioritized",
-    "run": "__init__ folder summary progress record stopping best dashboard",
+    "run": "__init__ folder saves report summary progress record stopping best dashboard",
 }
 
 EXCEPTIONS = {("completion", "__main__"): "the table of commands, which needs no import to be read"}
@@ -180,7 +181,7 @@ def test_there_is_one_lightning(package: Path) -> None:
     assert not faults, shown(faults)
 
 
-@pytest.mark.parametrize("module", ["perdqn", "perdqn.config", "perdqn.__main__"])
+@pytest.mark.parametrize("module", ["perdqn", "perdqn.config", "perdqn.__main__", "perdqn.cli.verify"])
 def test_what_must_answer_at_once_imports_nothing_heavy(module: str) -> None:
     heavy = {"torch", "lightning", "gymnasium", "numpy", "numba", "jsonargparse"}
     script = f"import sys, {module}; print(*sorted({heavy} & sys.modules.keys()))"

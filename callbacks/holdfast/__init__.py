@@ -1,8 +1,21 @@
 """Lightning callbacks that keep any training run alive.
 
-Knows nothing about what is trained: no reinforcement learning, no environments.
+Knows nothing about what is trained: no reinforcement learning, no environments. Nothing is imported
+until it is asked for: `holdfast.generations` and what it stands on work without torch and Lightning.
 """
 
-from ._boundary_checkpoint import BoundaryCheckpoint
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._boundary_checkpoint import BoundaryCheckpoint
 
 __all__ = ["BoundaryCheckpoint"]
+
+_HOMES = {"BoundaryCheckpoint": "_boundary_checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'holdfast' has no attribute {name!r}")

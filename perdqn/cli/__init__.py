@@ -8,13 +8,17 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from holdfast.lock import FolderInUse
+
 from perdqn.cli.command_line import Refused
 from perdqn.config import ConfigError
 from perdqn.run.folder import RunNotFound
 
 MODULES = {
-    "fit": "training",
-    "resume": "training",
+    "fit": "fit",
+    "resume": "resume",
+    "verify": "verify",
+    "fingerprint": "fingerprint",
     "validate": "reading",
     "test": "reading",
     "check": "reading",
@@ -29,7 +33,7 @@ def run(command: str, argv: list[str]) -> int:
         return int(getattr(import_module(f"perdqn.cli.{MODULES[command]}"), command)(argv))
     except ConfigError as error:
         return _refuse(command, error.faults)
-    except (Refused, RunNotFound) as error:
+    except (Refused, RunNotFound, FolderInUse) as error:
         return _refuse(command, [str(error)])
     except KeyboardInterrupt:
         return 130

@@ -6,17 +6,18 @@ Knows nothing about where it lies or what it is read for.
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from holdfast.parts import load_parts
 
 from perdqn.assembly import RunCLI, list_changes
 from perdqn.cli.command_line import Refused
 from perdqn.config import read
-from perdqn.module import STATE_KEY, STATE_VERSION
+from perdqn.module import PERDQN, STATE_KEY, STATE_VERSION
+from perdqn.run.saves import Save, find_fault
 
 FOR_LIFE = (
     "model.env.id",
@@ -35,10 +36,11 @@ FOR_LIFE = (
 WRITTEN = ("state_dict", "hyper_parameters", "pytorch-lightning_version", STATE_KEY)  # by every save of ours
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours; tensors are mapped, not read."""
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise Refused(f"{path} cannot be read as a checkpoint: it is damaged, or something else")
+def read_checkpoint(save: Save) -> dict[str, Any]:
+    """A checkpoint of ours, all of it checked; tensors are mapped, not read."""
+    path = save.checkpoint
+    if save.generation is None and (fault := find_fault(path)):
+        raise Refused(f"{path} cannot be read as a checkpoint, it is damaged or something else: {fault}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file makes the reader raise almost anything
@@ -52,23 +54,47 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(saved)
 
 
-def read_full_checkpoint(path: Path) -> dict[str, Any]:
+def read_full_checkpoint(save: Save) -> dict[str, Any]:
     """A checkpoint that training can go on from."""
-    saved = read_checkpoint(path)
+    saved, path = read_checkpoint(save), save.checkpoint
     if "optimizer_states" not in saved:
         weights = "where weights are enough, load them in Python with PERDQN.load_from_checkpoint"
         raise Refused(f"{path} holds weights alone, training goes on from the run's last.ckpt; {weights}")
     return saved
 
 
-def refuse_other_shapes(cli: RunCLI, saved: dict[str, Any], path: Path) -> None:
+def read_state(save: Save) -> dict[str, Any]:
+    """A checkpoint with all of the run's state in it, also where the replay lies in parts of its own."""
+    saved = read_checkpoint(save)
+    if "module" in saved.get("holdfast", {}).get("parts", {}):
+        module: Any = PERDQN(**saved["hyper_parameters"])
+        load_parts("module", module, saved, save.folder)
+        saved[STATE_KEY] = {**saved[STATE_KEY], "replay": module.memory.state_dict()}
+    return saved
+
+
+def refuse_other_shapes(
+    cli: RunCLI, saved: dict[str, Any], path: Path, except_for: tuple[str, ...] = ()
+) -> None:
     """Say so where the saved state could not fit, before anything is touched."""
-    before, _ = read(saved["hyper_parameters"])
-    changes = list_changes({"model": asdict(before)}, {"model": asdict(cli.settings)})
-    fixed = [change for change in changes if change.startswith(FOR_LIFE)]
+    fixed = [change for change in list_fixed(cli, saved) if not change.startswith(except_for or ("-",))]
     if fixed:
         reason = "a run keeps the shape of its environments, replay and network for life"
         raise Refused(f"{path}: {reason}; take back {', '.join(fixed)}, or start a new run with perdqn fit")
+
+
+def list_fixed(cli: RunCLI, saved: dict[str, Any], names: tuple[str, ...] = FOR_LIFE) -> list[str]:
+    """Settings among ``names`` that differ from those the state was saved with."""
+    before, _ = read(saved["hyper_parameters"])
+    changes = list_changes({"model": asdict(before)}, {"model": asdict(cli.settings)})
+    return [change for change in changes if change.startswith(names)]
+
+
+def without_replay(saved: dict[str, Any]) -> dict[str, Any]:
+    """What is left where the replay cannot be taken over, and with it the episodes in progress."""
+    lost = ("replay", "experience", "noise", "global_rng", "num_threads")
+    state = {name: value for name, value in saved[STATE_KEY].items() if name not in lost}
+    return {**{key: value for key, value in saved.items() if key != "holdfast"}, STATE_KEY: state}
 
 
 def spell_settings(saved: dict[str, Any]) -> list[str]:

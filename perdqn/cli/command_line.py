@@ -12,7 +12,7 @@ from pathlib import Path
 from perdqn import shipped
 
 ASKING = ("-h", "--help", "--print_config")
-FLAGS = (*ASKING, "--best")  # options without a value
+FLAGS = (*ASKING, "--best", "--fork")  # options without a value
 
 
 class Refused(ValueError):
@@ -41,14 +41,19 @@ def split_reference(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def get_root(options: list[str]) -> Path:
     """Where runs lie, known before the settings are: the newest run's are what is looked for."""
+    return find_root(options) or Path()
+
+
+def find_root(options: list[str]) -> Path | None:
+    """Where the user says that runs lie."""
     name = "--trainer.default_root_dir"
-    root = os.environ.get("PERDQN_TRAINER__DEFAULT_ROOT_DIR", ".")
+    root = os.environ.get("PERDQN_TRAINER__DEFAULT_ROOT_DIR")
     for i, option in enumerate(options):
         if option.startswith(f"{name}="):
             root = option.partition("=")[2]
         elif option == name and i + 1 < len(options):
             root = options[i + 1]
-    return Path(root)
+    return None if root is None else Path(root)
 
 
 def is_asking(argv: list[str]) -> bool:

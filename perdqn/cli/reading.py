@@ -23,7 +23,8 @@ from perdqn.cli.command_line import Refused, expand, get_root, is_asking, split_
 from perdqn.cli.quiet import quietly
 from perdqn.config import format_config_summary, get_config_summary, row_bytes
 from perdqn.module import PERDQN
-from perdqn.run.folder import find_checkpoint, require_writable
+from perdqn.run.folder import require_writable
+from perdqn.run.saves import find_save
 from perdqn.run.summary import format_evaluation, get_evaluation
 
 
@@ -44,8 +45,8 @@ def _evaluate(command: str, argv: list[str]) -> int:
     if is_asking(argv):
         RunCLI(command, expand(options))  # prints what was asked for
         return 0
-    run, checkpoint = find_checkpoint(reference, get_root(options), best="--best" in options)
-    saved = read_checkpoint(checkpoint)
+    save = find_save(reference, get_root(options), best="--best" in options)
+    run, checkpoint, saved = save.run, save.checkpoint, read_checkpoint(save)
     settings = ["--config", str(run.config)] if run.config.is_file() else spell_settings(saved)
     cli = RunCLI(command, [*settings, *expand(options)], approve=_approve_files)
     warn(cli.report.warnings)
@@ -124,9 +125,9 @@ def export(argv: list[str]) -> int:
     parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
     parser.add_argument("--trainer.default_root_dir", help="where runs lie")
     given = parser.parse_args(argv)
-    _, checkpoint = find_checkpoint(given.run, get_root(argv), given.best)
-    read_checkpoint(checkpoint)
-    module = PERDQN.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    save = find_save(given.run, get_root(argv), given.best)
+    read_checkpoint(save)
+    module = PERDQN.load_from_checkpoint(save.checkpoint, map_location="cpu", weights_only=True)
     try:
         with _naming_file("--to", given.to):
             difference = handover.export(module, Path(given.to))

@@ -36,7 +36,7 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
     if cli.folder is None:
         print(f"{status}: {reason}")
     elif code:
-        resumable = cli.folder.last.is_file()
+        resumable = cli.folder.has_save
         hint = f"; go on with: {get_resume_command(cli.folder.path)}" if resumable else ", before any save"
         print(f"{status} at {figures['env_steps']:,} env steps{hint}")
     else:
@@ -46,8 +46,8 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
 
 def _test_exactness(cli: RunCLI) -> str:
     """Whether an interrupted episode can be played again as it was; found out once, when a run begins."""
-    if cli.resumed is not None:
-        return str(cli.resumed.read_summary().get("exactness", "not tested"))
+    if cli.origin is not None:
+        return str(cli.origin.read_summary().get("exactness", "not tested"))
     assert cli.spec is not None
     # ALE's seeded reset takes a fifth of a second
     num_episodes = 2 if is_native(cli.settings.env) else 100
@@ -104,7 +104,7 @@ def _naming_failure(cli: RunCLI) -> Iterator[None]:
     except BaseException as error:
         if cli.folder is not None and cli.has_begun:
             _write_run_figures(cli, _get_run_figures(cli, "failed", f"{type(error).__name__}: {error}", None))
-            if cli.folder.last.is_file():
+            if cli.folder.has_save:
                 print(f"failed; go on with: {get_resume_command(cli.folder.path)}", file=sys.stderr)
         raise
 
@@ -115,8 +115,7 @@ def _get_run_figures(cli: RunCLI, status: str, reason: str, final: dict[str, Any
         "stop_reason": reason,
         **get_figures(cli.model, cli.seconds, final),
         "exactness": cli.exactness,
-        "command": cli.told,
-        "changes": cli.changes,
+        **cli.provenance,
     }
 
 

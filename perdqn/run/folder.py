@@ -19,6 +19,7 @@ from typing import Any
 from holdfast.files import write_whole
 
 LOGS = "lightning_logs"
+CHECKPOINTS = "checkpoints"
 
 
 class RunNotFound(ValueError):
@@ -45,7 +46,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def last(self) -> Path:
@@ -54,6 +55,11 @@ class RunFolder:
     @property
     def best(self) -> Path:
         return self.checkpoints / "best.ckpt"
+
+    @property
+    def has_save(self) -> bool:
+        """Whether there is something to go on from; not whether it is whole."""
+        return self.last.is_file() or any(self.checkpoints.glob("*.json"))
 
     def discard_if_empty(self) -> None:
         """Leave no trace of a run that could not start."""
@@ -105,46 +111,11 @@ def newest_run(root: Path) -> RunFolder:
     return max(runs, key=_changed_at)
 
 
-def find_checkpoint(reference: str | None, root: Path, best: bool = False) -> tuple[RunFolder, Path]:
-    """The run and the checkpoint that the user means.
-
-    Args:
-        reference: a run folder or a checkpoint; None is the newest run below ``root``.
-        best: take a run's best checkpoint instead of its last.
-
-    Raises:
-        RunNotFound: there is none, with the reason.
-    """
-    path = newest_run(root).path if reference is None else Path(reference)
-    if path.is_file():
-        if best:
-            raise RunNotFound(f"--best chooses within a run, but {path} is a checkpoint itself; leave it out")
-        return RunFolder(_run_of(path)), path
-    if not path.is_dir():
-        raise RunNotFound(f"{path} is neither a run folder nor a checkpoint")
-    run = RunFolder(path)
-    checkpoint = run.best if best else run.last
-    if not checkpoint.is_file():
-        raise RunNotFound(f"{path} has no {checkpoint.relative_to(path)}; {_why_missing(run, best)}")
-    return run, checkpoint
-
-
-def _run_of(checkpoint: Path) -> Path:
-    """The run a checkpoint lies in; its own folder where it lies elsewhere."""
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else folder
-
-
-def _why_missing(run: RunFolder, best: bool) -> str:
-    if not run.config.is_file():
-        return "without a config.yaml it is no run folder either"
-    return "no evaluation took place" if best else "the run ended before its first save, so start it anew"
-
-
 def _versions(root: Path) -> list[int]:
     found = (re.fullmatch(r"version_(\d+)", path.name) for path in (root / LOGS).glob("version_*"))
     return [int(match[1]) for match in found if match]
 
 
 def _changed_at(run: RunFolder) -> float:
-    return max(path.stat().st_mtime for path in (run.config, run.summary, run.last) if path.exists())
+    files = (run.config, run.summary, *run.checkpoints.glob("*.ckpt"))
+    return max(path.stat().st_mtime for path in files if path.exists())

@@ -465,8 +465,8 @@ def test_weights_alone_are_not_trained_on(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "No such file"),
-        (b"", "it is damaged, or something else"),
+        (None, "neither a run folder nor a checkpoint"),
+        (b"", "it is damaged or something else"),
         (b"PK\x03\x04 cut short", "cannot be read as a checkpoint"),
         (
             {"state_dict": {}},
