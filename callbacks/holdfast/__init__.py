@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._boundary_checkpoint import BoundaryCheckpoint
+    from .boundary import BoundaryCallback
+    from .checkpoint import VerifiedCheckpoint
 
-__all__ = ["BoundaryCheckpoint"]
+_HOMES = {
+    "BoundaryCallback": "boundary",
+    "BoundaryCheckpoint": "_boundary_checkpoint",
+    "VerifiedCheckpoint": "checkpoint",
+}
 
-_HOMES = {"BoundaryCheckpoint": "_boundary_checkpoint"}
+__all__ = ["BoundaryCallback", "BoundaryCheckpoint", "VerifiedCheckpoint"]
 
 
 def __getattr__(name: str) -> Any:
