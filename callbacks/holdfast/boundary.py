@@ -1,16 +1,20 @@
 """The clean boundary between two iterations of Lightning's training loop, and the callbacks called there.
 
-Knows nothing about what they do there, nor what is trained.
+Knows nothing about what they do there, nor what a resume restores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from .evaluation import EvaluationAborted
+from .exact import ExactResume
+from .loop_state import around
 
 _ATTRIBUTE = "_holdfast_boundary"
 
@@ -40,33 +44,72 @@ class BoundaryCallback(Callback):
         if stage == "fit":
             _boundary_of(trainer).begin()
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if trainer.state.fn == TrainerFn.FITTING:
+            _boundary_of(trainer).exact.load(checkpoint)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if trainer.state.fn == TrainerFn.FITTING:
+            _boundary_of(trainer).exact.evaluation.check()
+
 
 class _Boundary:
     """Of one trainer: its loops call this where the boundary is."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Any) -> None:
+        self.exact = ExactResume(trainer)
         self.is_open = False
+        self.is_evaluation_due = False
         self._trainer = trainer
         self._callbacks: list[BoundaryCallback] = []
         fit_loop = trainer.fit_loop
-        _around(fit_loop.epoch_loop, "on_run_start", self._start_epoch)
-        _around(fit_loop.epoch_loop, "on_advance_end", self._end_iteration)
-        _around(fit_loop, "on_run_end", self._end_run)
+        around(fit_loop.epoch_loop, "on_run_start", self._start_epoch)
+        around(fit_loop.epoch_loop, "on_advance_end", self._end_iteration)
+        around(fit_loop, "on_run_end", self._end_run)
 
     def begin(self) -> None:
         """A fit begins; callbacks without work at a boundary cost nothing there."""
+        self.exact.begin()
         ours = [c for c in self._trainer.callbacks if isinstance(c, BoundaryCallback)]
         self._callbacks = [c for c in ours if type(c).on_boundary is not BoundaryCallback.on_boundary]
 
-    def _start_epoch(self, on_run_start: Callable[..., None], data_fetcher: Any) -> None:
-        on_run_start(data_fetcher)
+    def _start_epoch(self, on_run_start: Callable[[Any], None], data_fetcher: Any) -> None:
+        self.exact.start_epoch(on_run_start, data_fetcher)
         self._dispatch()
 
-    def _end_iteration(self, on_advance_end: Callable[..., None], data_fetcher: Any) -> None:
-        on_advance_end(data_fetcher)
+    def _end_iteration(self, on_advance_end: Callable[[Any], None], data_fetcher: Any) -> None:
+        try:
+            on_advance_end(data_fetcher)
+        except EvaluationAborted:
+            self._go_back()
+            self._end_iteration(on_advance_end, data_fetcher)  # the run goes on, so it is played now
+            return
+        if self.exact.data.has_cycles:
+            self.exact.data.note_cycle()
+        self.exact.evaluation.is_abort_requested = False
         self._dispatch()
+
+    def _go_back(self) -> None:
+        self.exact.evaluation.go_back()
+        self.is_evaluation_due = True
+        try:
+            self._dispatch()
+        finally:
+            self.is_evaluation_due = False
 
     def _end_run(self, on_run_end: Callable[[], None]) -> None:
+        self.exact.finish()
         self._dispatch()  # what the last epoch's end left waiting, before anything changes the weights
         on_run_end()
         self._dispatch()
@@ -98,12 +141,26 @@ def is_at_boundary(trainer: Trainer) -> bool:
 
 
 def exact_state(trainer: Trainer) -> dict[str, Any]:
-    """What Lightning leaves out of a checkpoint, as plain types; {} anywhere but at a boundary."""
-    return {}
+    """What Lightning leaves out of a checkpoint, as plain types; for ``checkpoint["holdfast"]["exact"]``.
+
+    {} anywhere but at a boundary: nothing else could be resumed exactly, and stock Lightning resumes it.
+    """
+    boundary = _boundary_of(trainer)
+    return boundary.exact.capture(boundary.is_evaluation_due) if boundary.is_open else {}
 
 
 def abort_evaluation(trainer: Trainer) -> None:
-    """Give up a validation in progress: it stays due, and a boundary follows. Safe in a signal handler."""
+    """Give up a validation in progress, or the next one: it stays due, and a boundary follows.
+
+    It is finished instead where it has changed weights, and a module with ``abort_evaluation()`` does it its
+    own way. Where the run goes on after that boundary, the validation is played whole. Safe in a signal
+    handler: it sets a flag.
+    """
+    own = getattr(trainer.lightning_module, "abort_evaluation", None)
+    if callable(own):
+        own()
+    else:
+        _boundary_of(trainer).exact.evaluation.is_abort_requested = True
 
 
 def _boundary_of(trainer: Trainer) -> _Boundary:
@@ -111,8 +168,3 @@ def _boundary_of(trainer: Trainer) -> _Boundary:
         setattr(trainer, _ATTRIBUTE, _Boundary(trainer))
     boundary: _Boundary = getattr(trainer, _ATTRIBUTE)
     return boundary
-
-
-def _around(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Lightning calls ``owner.name`` through the instance, so this one instance can have another."""
-    setattr(owner, name, partial(around, getattr(owner, name)))
