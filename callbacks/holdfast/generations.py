@@ -186,7 +186,7 @@ class GenerationFolder:
         try:
             content = write_durably(new_checkpoint, write)
             files = [File(f"{name}.ckpt", *content), *self._on_disk(parts)]
-            described = self._describe(name, kind, files, facts or {})
+            described = manifests.signed(self._describe(name, kind, files, facts or {}))
             write_durably(new_text, manifests.text_of(described))
             with self._displaced(name):
                 os.replace(new_checkpoint, checkpoint)
@@ -199,10 +199,13 @@ class GenerationFolder:
         return Generation(self.path, name, described)
 
     def remove(self, generation: Generation) -> None:
-        """Take a generation away: its manifest first, so that it never exists in part."""
-        generation.path.unlink(missing_ok=True)
-        sync_folder(generation.path.parent)
+        """Take a generation away; where that is cut short, ``collect`` brings it back or ends it."""
+        grave = temporary_of(generation.path)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(generation.path, grave)
+        sync_folder(grave.parent)
         generation.checkpoint.unlink(missing_ok=True)
+        grave.unlink(missing_ok=True)
         self._collect_parts(file.path for file in generation.files[1:])
 
     def collect(self) -> None:
@@ -330,17 +333,19 @@ class GenerationFolder:
             raise
 
     def _rename(self, generation: Generation, name: str) -> Generation:
-        """The same generation under a second name."""
-        link(generation.checkpoint, self.path / f"{name}.ckpt")
+        """The same generation under a second name; its manifest is ready before the checkpoint has it."""
         files = [{**dataclasses.asdict(generation.files[0]), "path": f"{name}.ckpt"}]
         files += [dataclasses.asdict(file) for file in generation.files[1:]]
-        renamed = Generation(self.path, name, {**generation.manifest, "name": name, "files": files})
+        described = manifests.signed({**generation.manifest, "name": name, "files": files})
+        renamed = Generation(self.path, name, described)
         temporary = temporary_of(renamed.path)
         try:
-            write_durably(temporary, manifests.text_of(renamed.manifest))
+            write_durably(temporary, manifests.text_of(described))
+            link(generation.checkpoint, renamed.checkpoint)
             os.replace(temporary, renamed.path)
-        finally:
-            _discard(temporary)
+        except BaseException:
+            _discard(renamed.checkpoint, temporary)
+            raise
         sync_folder(renamed.path.parent)
         return renamed
 

@@ -57,10 +57,14 @@ def checksum_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """With its checksum, whatever it had before."""
+    return {**content, "sha256": checksum_of(content)}
+
+
 def text_of(content: Mapping[str, Any]) -> str:
-    """A manifest as it is written, its checksum added."""
-    signed = {**content, "sha256": checksum_of(content)}
-    return json.dumps(signed, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """A signed manifest as it is written."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(folder: Path, path: str, name: str) -> dict[str, Any]:
