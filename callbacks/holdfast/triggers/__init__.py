@@ -7,6 +7,7 @@ from .deadline import Deadline
 from .disk import Disk, Reserve
 from .memory import Memory
 from .numerics import Numerics, non_finite
+from .pace import Pace
 from .preemption import Preemption
 from .reason import Context, Reason, Trigger
 from .signals import Signals
@@ -18,6 +19,7 @@ __all__ = [
     "Disk",
     "Memory",
     "Numerics",
+    "Pace",
     "Preemption",
     "Reason",
     "Reserve",

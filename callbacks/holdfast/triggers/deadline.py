@@ -6,23 +6,12 @@ Knows nothing about saving but how long it takes.
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
 from .reason import Context, Trigger
-
-Ask = Callable[[Sequence[str]], str]
-
-
-def ask_program(command: Sequence[str]) -> str:
-    """What a program prints; nothing where it is missing, fails or takes long."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+from .slurm import Ask, ask_program, end_of, job_of
 
 
 class Deadline(Trigger):
@@ -91,12 +80,11 @@ class Deadline(Trigger):
         return min(ends, default=None)
 
     def _ask_slurm(self) -> float | None:
-        job = self._environment.get("SLURM_JOB_ID", "")
-        if not job.replace("_", "").isdigit():
+        if (job := job_of(self._environment)) is None:
             return None
         if self._context.clock() - self._asked_at >= self.ask_every_s:
             self._asked_at = self._context.clock()
-            self._slurm_end = slurm_end(job, self._environment, self._ask) or self._slurm_end
+            self._slurm_end = end_of(job, self._environment, self._ask) or self._slurm_end
             if self._slurm_end is None:
                 self._context.note(f"SLURM does not say when job {job} ends; set max_seconds to be safe")
         return self._slurm_end
@@ -110,28 +98,6 @@ class _End(NamedTuple):
 class _Left(NamedTuple):
     seconds: float
     name: str
-
-
-def slurm_end(job: str, environment: Mapping[str, str], ask: Ask) -> float | None:
-    """When a SLURM job ends, in seconds since 1970.
-
-    squeue is asked first, since a limit may have been changed since the job's variables were set.
-    """
-    text = ask(["squeue", "-h", "-j", job, "-o", "%e"]).strip()
-    if (end := _local_time(text)) is not None:
-        return end
-    for word in ask(["scontrol", "show", "job", job]).split():
-        if word.startswith("EndTime=") and (end := _local_time(word.removeprefix("EndTime="))) is not None:
-            return end
-    variable = environment.get("SLURM_JOB_END_TIME", "")
-    return float(variable) if variable.isdigit() else None
-
-
-def _local_time(text: str) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:  # N/A, Unknown, NONE, nothing
-        return None
 
 
 def _seconds(until: float | str | None) -> float | None:

@@ -5,6 +5,7 @@ Knows nothing about saving: its handlers set a flag.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -28,6 +29,9 @@ class Signals(Trigger):
     changes nothing but the count; a third Ctrl-C within the grace period of the first ends the run at
     once, unless a save is in progress.
 
+    Signals often go to all processes of a job, so workers of a loader die of them too. torch reports that
+    by an exception in the middle of a step; here it is not let through once a signal to stop has come.
+
     Args:
         stopping: names of signals after which the run ends.
         saving: names of signals after which it goes on.
@@ -49,10 +53,13 @@ class Signals(Trigger):
         self._before: dict[int, Any] = {}
         self._interrupts: list[float] = []
         self._process = os.getpid()
+        self._lingers_until = float("-inf")
+        self._reports: tuple[Any, Any] = (None, None)
 
     def start(self, context: Context) -> None:
         super().start(context)
         self._process = os.getpid()
+        self._lingers_until = float("-inf")
         self._pending.clear()
         self._interrupts.clear()
         if threading.current_thread() is not threading.main_thread():
@@ -64,6 +71,7 @@ class Signals(Trigger):
         for name in names:
             if name not in missing:
                 self._take(getattr(signal, name))
+        self._take_over_reports_of_workers()
 
     def _take(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)
@@ -73,11 +81,55 @@ class Signals(Trigger):
             signal.signal(number, self._handle)
             self._before[number] = before
 
+    def _take_over_reports_of_workers(self) -> None:
+        reports = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        if not callable(reports):
+            return
+
+        def report(number: int, frame: FrameType | None) -> None:
+            if not any(reason.is_stopping for reason in self._pending):
+                reports(number, frame)
+
+        signal.signal(signal.SIGCHLD, report)
+        self._reports = (report, reports)
+
     def stop(self) -> None:
+        self._give_back_reports()
+        if not self.is_lingering:
+            self._give_back()
+
+    def _give_back_reports(self) -> None:
+        report, reports = self._reports
+        if report is not None and signal.getsignal(signal.SIGCHLD) is report:
+            signal.signal(signal.SIGCHLD, reports)
+        self._reports = (None, None)
+
+    def _give_back(self) -> None:
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:  # nobody took it over since
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
+
+    @property
+    def is_lingering(self) -> bool:
+        return self._context.clock() < self._lingers_until
+
+    def linger(self, seconds: float = 10.0) -> dict[int, Any]:
+        """Keep the handlers while a run ends, so that another signal does not change its exit code.
+
+        Returns:
+            The handlers by number, for whoever else is about to reset them.
+        """
+        self._lingers_until = self._context.clock() + seconds
+        atexit.register(self._ignore)
+        return dict.fromkeys(self._before, self._handle)
+
+    def _ignore(self) -> None:
+        """As the interpreter ends: it would set handlers of ours to the default, but leaves ignored ones."""
+        if self.is_lingering and os.getpid() == self._process:
+            for number in self._before:
+                if signal.getsignal(number) == self._handle:
+                    signal.signal(number, signal.SIG_IGN)
 
     def fired(self) -> Reason | None:
         return max(self._pending, key=lambda reason: reason.is_stopping) if self._pending else None
@@ -91,6 +143,9 @@ class Signals(Trigger):
             return  # inherited by a worker, whose parent obeys for it
         name, now = signal.Signals(number).name, self._context.clock()
         self.received.append(name)
+        if self._lingers_until != float("-inf"):
+            self._pass_on(number)
+            return
         is_stopping = name in self.stopping
         message = f"{name} received"
         self._pending.append(Reason(self.kind, message, number, self.grace_s, is_stopping, now))
@@ -98,6 +153,12 @@ class Signals(Trigger):
         self._context.alarm()
         if number == signal.SIGINT and self._is_impatient(now):
             raise SystemExit(128 + number)
+
+    def _pass_on(self, number: int) -> None:
+        """The run has ended; what is not part of its end is for whom it would have been."""
+        if not self.is_lingering:
+            self._give_back()
+            os.kill(os.getpid(), number)
 
     def _is_impatient(self, now: float) -> bool:
         self._interrupts.append(now)

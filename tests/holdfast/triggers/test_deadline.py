@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from holdfast.triggers import Deadline
-from holdfast.triggers.deadline import ask_program, slurm_end
+from holdfast.triggers.slurm import ask_program, end_of, job_of, requeue
 
 
 def start(run, **settings) -> Deadline:
@@ -56,7 +56,7 @@ def slurm(run, answers: dict[str, str], **variables: str) -> Deadline:
         asked.append(command[0])
         return answers.get(command[0], "")
 
-    deadline = start(run, environment={"SLURM_JOB_ID": "12_3", **variables}, ask=ask)
+    deadline = start(run, environment={"SLURM_JOB_ID": "12", **variables}, ask=ask)
     deadline.asked = asked
     return deadline
 
@@ -99,7 +99,7 @@ def test_a_limit_changed_later_is_seen(run):
 def test_a_job_whose_end_is_unknown_is_mentioned_once(run):
     deadline = slurm(run, {"squeue": "N/A", "scontrol": "EndTime=Unknown"})
     run.watch(deadline, 2000)
-    assert run.notes == ["SLURM does not say when job 12_3 ends; set max_seconds to be safe"]
+    assert run.notes == ["SLURM does not say when job 12 ends; set max_seconds to be safe"]
 
 
 def test_outside_of_slurm_nobody_is_asked(run):
@@ -110,9 +110,29 @@ def test_outside_of_slurm_nobody_is_asked(run):
 
 
 def test_programs_that_are_missing_or_fail_answer_nothing():
-    assert ask_program(["no-such-program-anywhere"]) == ""
-    assert ask_program(["false"]) == ""
-    assert slurm_end("1", {}, ask_program) is None
+    assert ask_program(["no-such-program-anywhere"]) is None
+    assert ask_program(["false"]) is None
+    assert end_of("1", {}, lambda _: None) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"),
+    [
+        ({"SLURM_JOB_ID": "7"}, "7"),
+        ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, "7_2"),
+        ({"SLURM_JOB_ID": "; rm -rf"}, None),
+        ({}, None),
+    ],
+)
+def test_jobs_are_called_as_slurm_calls_them(variables, job):
+    assert job_of(variables) == job
+
+
+def test_a_job_is_queued_again_by_scontrol():
+    asked = []
+    assert requeue("7_2", lambda command: asked.append(command) or "")
+    assert asked == [["scontrol", "requeue", "7_2"]]
+    assert not requeue("7", lambda _: None)
 
 
 @pytest.mark.parametrize("settings", [{"max_seconds": 0}, {"max_seconds": -1}, {"until": "tomorrow"}])
