@@ -151,11 +151,11 @@ class RunCLI(LightningCLI):
     def _get_changes(self, run: RunFolder) -> list[str]:
         """Each setting that differs from the run's own, as ``name: old -> new``."""
         before = _to_dict(self.parser, self.parser.parse_args(["--config", str(run.config)]))
-        return [
-            change
-            for change in list_changes(before, self.config_dump)
-            if change.split(":")[0].split(".")[0] not in (*ONE_COMMAND, "config")
-        ]
+        left_out = {*ONE_COMMAND, "config"}
+        if self.resumed is None:  # a fork lies elsewhere, which is told anyway
+            left_out.add("trainer.default_root_dir")
+        changes = list_changes(before, self.config_dump)
+        return [change for change in changes if change.partition(":")[0] not in left_out]
 
     @property
     def config_text(self) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def _go_on(save: Save, options: list[str], told: str, is_fork: bool) -> int:
     cli = RunCLI("resume", settings, origin=save.run, lineage=lineage, told=told, approve=approve)
     checkpoint = _leave_replay(cli, saved) if _has_other_replay(cli, saved) else save.checkpoint
     print(_report(cli, save, saved))
+    warnings.filterwarnings("ignore", "the checkpoint holds no replay")  # the report says so
     return train(cli, str(checkpoint))
 
 
@@ -121,8 +124,10 @@ def _has_other_replay(cli: RunCLI, saved: dict[str, Any]) -> bool:
 def _leave_replay(cli: RunCLI, saved: dict[str, Any]) -> Path:
     """Write what a fork takes over without the replay; in its own folder, so that it can start again."""
     assert cli.folder is not None
-    path = cli.folder.path / "origin.ckpt"
-    write_whole(path, lambda file: torch.save(without_replay(saved), file))
+    path, now = cli.folder.path / "origin.ckpt", asdict(cli.settings)
+    settings = {**saved["hyper_parameters"], "env": now["env"], "replay": now["replay"]}
+    kept = {**without_replay(saved), "hyper_parameters": settings}
+    write_whole(path, lambda file: torch.save(kept, file))
     return path
 
 
@@ -134,6 +139,7 @@ def _report(cli: RunCLI, save: Save, saved: dict[str, Any]) -> str:
         changes=cli.changes,
         environment=_compare_environment(cli, save, saved),
         set_aside=[] if cli.lineage else set_aside(GenerationFolder(save.folder), save.damages),
+        lineage=cli.lineage,
         leaves_replay=cli.lineage is not None and _has_other_replay(cli, saved),
     )
 

@@ -21,6 +21,7 @@ def format_report(
     changes: Sequence[str] = (),
     environment: Sequence[str] | None = None,
     set_aside: Sequence[Any] = (),
+    lineage: Mapping[str, Any] | None = None,
     leaves_replay: bool = False,
 ) -> str:
     """The report in a few lines.
@@ -31,11 +32,13 @@ def format_report(
         changes: settings that differ, as ``name: old -> new``.
         environment: what differs of machine and versions, a sentence each; None where none was recorded.
         set_aside: where the files of damaged generations lie now.
+        lineage: of a fork: the save it began with.
         leaves_replay: whether a fork has another replay, so that the saved one cannot be taken over.
     """
     rows = [
         *((f"passed over {fault}",) for fault in save.passed_over),
         *(("set aside", path) for path in set_aside),
+        *(("forked from", format_lineage(origin)) for origin in [lineage] if origin),
         ("written", _origin(save)),
         ("at", format_position(checkpoint)),
         ("restored", format_contents(checkpoint, leaves_replay)),
@@ -57,12 +60,16 @@ def format_contents(checkpoint: Mapping[str, Any], leaves_replay: bool = False) 
     """What of the run's state is in the checkpoint and taken over, in words."""
     state, parts = checkpoint["perdqn"], checkpoint.get("holdfast", {}).get("parts", {})
     if leaves_replay or not ("replay" in state or parts):
-        return (
-            "weights and optimizer; without a replay training warms up again, so it is another run from here"
-        )
+        return "weights and optimizer; without the replay, training warms up again and goes another way"
     rows, acting = count_rows([state.get("replay"), parts]), state["experience"]["acting"]
     in_progress = "no episode" if acting is None else f"{len(acting['environments']['actions'])} episodes"
     return f"weights, optimizer, {rows:,} replay rows, {in_progress} in progress, all random streams"
+
+
+def format_lineage(lineage: Mapping[str, Any]) -> str:
+    name, sequence = lineage["generation"], lineage["sequence"]
+    generation = name if sequence is None else f"generation {sequence} ({name})"
+    return f"{lineage['run']}, {generation} at {lineage['env_steps']:,} env steps"
 
 
 def count_rows(state: Any) -> int:
@@ -88,6 +95,6 @@ def _judge(differences: Sequence[str] | None) -> str:
     if differences is None:
         return "not recorded; the state is restored exactly, arithmetic may differ elsewhere"
     if not differences:
-        return "as it was: what follows is computed with the same bits"
+        return "as it was when this was saved"
     reasons = "; ".join(differences)
     return f"the state is restored exactly; arithmetic may differ because: {reasons}"
