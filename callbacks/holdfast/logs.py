@@ -125,7 +125,7 @@ def _position(logger: Logger) -> Position | None:
 def _position_of_events(logger: Any) -> Position:
     logger.save()
     folder = Path(logger.log_dir)
-    for path in _open_event_files(logger):
+    for path in open_event_files(logger):
         _flush(path)
         sync_folder(path.parent)
     return {
@@ -140,7 +140,7 @@ def _rewind_events(logger: Any, position: Position) -> bool:
     files = {folder / name: size for name, size in position["files"].items() if "tfevents" in Path(name).name}
     if not any(_is_ours(folder, path) for path in files):
         return False
-    if files.keys() & _open_event_files(logger):  # this process goes back: it will open a new file
+    if files.keys() & open_event_files(logger):  # this process goes back: it will open a new file
         logger.experiment.close()
     for path, size in files.items():
         _cut_events(path, size, folder)
@@ -150,7 +150,7 @@ def _rewind_events(logger: Any, position: Position) -> bool:
 
 def _set_events_aside(logger: Any, keep: set[Path]) -> None:
     folder = Path(logger.log_dir)
-    for path in set(_event_files(folder)) - keep - _open_event_files(logger):
+    for path in set(_event_files(folder)) - keep - open_event_files(logger):
         os.replace(path, _place_aside(folder, path))
 
 
@@ -214,7 +214,7 @@ def _event_files(folder: Path) -> Iterator[Path]:
             yield from _event_files(below)
 
 
-def _open_event_files(logger: Any) -> set[Path]:
+def open_event_files(logger: Any) -> set[Path]:
     """Files this process is writing: TensorBoard's writer or tensorboardX's, one per `add_scalars` name."""
     writers = getattr(logger._experiment, "all_writers", None) or {}
     events = [writer.event_writer for writer in writers.values()]
@@ -291,13 +291,13 @@ def _rewind_rows(logger: Any, position: Position) -> bool:
     _cut(path, size, folder)
     rows = [json.loads(line) for line in content.splitlines()]
     columns = sorted({name for row in rows for name in row})
-    _write_rows(folder / "metrics.csv", columns, rows)
+    write_rows(folder / "metrics.csv", columns, rows)
     _journals[logger] = _Journal(path, size, position["crc32"], len(rows))
     logger.experiment.metrics, logger.experiment.metrics_keys = [], columns
     return True
 
 
-def _write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)  # the logger writes its header with the first row
         return

@@ -1,0 +1,310 @@
+"""One training batch: left out where it is not finite, tried again where memory ran out.
+
+Knows nothing about checkpoints, loggers, nor what follows from either.
+
+The seams are methods that Lightning calls through an instance, so this one Trainer can have others:
+
+- ``strategy.backward``: every loss passes here, in automatic and (`manual_backward`) manual optimisation.
+  One that is not finite is not propagated. In manual optimisation the rest of the training step is left
+  too, by a `BaseException` that the step's own handlers do not catch.
+- ``strategy.optimizer_step``: where nothing finite was propagated, an exception leaves the optimiser's
+  closure, which every optimiser of torch evaluates before it touches weights or state. Lightning's counters
+  and schedulers go on, as they do for a step that returns None.
+- ``run`` of the two optimisation loops: what is tried again. Random streams of torch, buffers, gradients and
+  what was logged by `self.log` are put back to the start of the batch, or to the last optimiser step in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from torch import Tensor
+
+_LARGE = 2**14  # elements from which one pass that only reads is the cheaper check
+_MOST_BYTES = 2**24  # buffers above are not copied before each batch
+Ranges = list[tuple[int, int]]
+
+
+class _Leave(BaseException):
+    """Out of what cannot be finished; never seen outside this file."""
+
+
+class Attempts:
+    """Stands around every batch of a fit, from `install` to `remove`.
+
+    Args:
+        check_gradients: whether to look at gradients too; a finite loss seldom has others.
+        oom_retries: how often one batch is tried again.
+        on_skip: told why, each time a loss or a set of gradients is left out.
+        on_retry: told why, before a batch is tried again.
+        on_loss: told of every finite loss, or None.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        check_gradients: bool,
+        oom_retries: int,
+        on_skip: Callable[[str], None],
+        on_retry: Callable[[str], None],
+        on_loss: Callable[[float], None] | None = None,
+    ) -> None:
+        self.num_losses = 0  # seen, the ones left out too
+        self.leave_out: Ranges = []  # of these, first and last
+        self._trainer = trainer
+        self._check_gradients = check_gradients
+        self._oom_retries = oom_retries
+        self._on_skip, self._on_retry, self._on_loss = on_skip, on_retry, on_loss
+        self._removals: list[Callable[[], None]] = []
+        self._buffers: list[tuple[dict[str, Any], str]] = []
+        self._saved: list[tuple[Tensor, Tensor]] = []
+        self._logged: list[tuple[Any, dict[str, Any]]] = []
+        self._rng = torch.get_rng_state()
+        self._cuda_rng: list[Tensor] = []
+        self._has_left_out = self._is_stepping = self._has_propagated = False
+        self._is_waiting: bool | None = None  # gradients for a step; None: a checkpoint may have brought some
+        self._was_waiting = False  # as the batch began
+        self._num_zeroed = 0
+
+    def install(self) -> None:
+        loop, strategy = self._trainer.fit_loop.epoch_loop, self._trainer.strategy
+        self._around(loop.automatic_optimization, "run", self._run)
+        self._around(loop.manual_optimization, "run", self._run)
+        self._around(strategy, "training_step", self._training_step)
+        self._around(strategy, "backward", self._backward)
+        self._around(strategy, "optimizer_step", self._optimizer_step)
+        self._around(loop._results, "update_metrics", self._update_metrics)
+
+    def remove(self) -> None:
+        while self._removals:
+            self._removals.pop()()
+
+    def find_buffers(self) -> None:
+        """Once the module is where it is trained."""
+        found = [(part._buffers, name) for part in self._module.modules() for name in part._buffers]
+        tensors = [(owner, name) for owner, name in found if owner[name] is not None]
+        self._buffers = [(owner, name) for owner, name in tensors if owner[name].nbytes <= _MOST_BYTES]
+        self._saved = []
+        self._is_waiting = None
+
+    @property
+    def _module(self) -> Any:
+        return self._trainer.lightning_module
+
+    def _around(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
+        before = vars(owner).get(name)
+        setattr(owner, name, partial(around, getattr(owner, name)))
+        put_back = partial(delattr, owner, name) if before is None else partial(setattr, owner, name, before)
+        self._removals.append(put_back)
+
+    # -- one batch -------------------------------------------------------------------------------
+
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        if self._is_waiting is None:
+            self._is_waiting = any(p.grad is not None for p in self._module.parameters())
+        self._was_waiting = self._is_waiting
+        self._has_left_out = self._is_stepping = self._has_propagated = False
+        self._num_zeroed = self._zero_grad.total.completed
+        self._mark()
+        for attempt in itertools.count(1):
+            try:
+                return run(*args)
+            except Exception as error:
+                if not is_out_of_memory(error) or attempt > self._oom_retries or not self._can_undo(args):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
+                reason = str(error)
+            self._on_retry(reason)
+            self._undo_batch()
+            free_memory(self._trainer)
+
+    def _can_undo(self, args: tuple[Any, ...]) -> bool:
+        """Whether the batch can be had again, and nothing it has changed is beyond putting back."""
+        has_fetched = "any" in args[-1]  # training_step(self, dataloader_iter) has taken it from the data
+        is_mixed_up = self._has_propagated and self._was_waiting
+        return not (has_fetched or self._is_stepping or is_mixed_up)
+
+    def _mark(self) -> None:
+        self._rng = torch.default_generator.get_state()
+        if torch.cuda.is_initialized():
+            self._cuda_rng = torch.cuda.get_rng_state_all()
+        if self._buffers:
+            self._save_buffers()
+        if self._logged:
+            self._logged = []
+
+    def _undo(self) -> None:
+        torch.default_generator.set_state(self._rng)
+        if self._cuda_rng:
+            torch.cuda.set_rng_state_all(self._cuda_rng)
+        with torch.no_grad():
+            for (owner, name), (tensor, saved) in zip(self._buffers, self._saved, strict=True):
+                tensor.copy_(saved)
+                owner[name] = tensor
+        while self._logged:
+            metric, before = self._logged.pop()
+            vars(metric).update(before)
+        for parameter, requires_grad in self._module._param_requires_grad_state.items():
+            parameter.requires_grad = requires_grad  # left in the middle of toggle_optimizer
+        self._module._param_requires_grad_state = {}
+
+    def _undo_batch(self) -> None:
+        self._undo()
+        if self._has_propagated:
+            self._drop_gradients()
+        self._module._current_fx_name = None
+        progress, zeroed = self._zero_grad, self._zero_grad.total.completed - self._num_zeroed
+        for tracker in (progress.total, progress.current):
+            tracker.completed -= zeroed
+            tracker.started = tracker.ready = tracker.completed
+        step = self._trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        step.total.ready, step.current.ready = step.total.completed, step.current.completed
+        self._has_left_out = self._has_propagated = False
+
+    def _save_buffers(self) -> None:
+        live = [owner[name] for owner, name in self._buffers]
+        if len(self._saved) != len(live) or any(
+            tensor is not known for tensor, (known, _) in zip(live, self._saved, strict=True)
+        ):
+            self._saved = [(tensor, tensor.detach().clone()) for tensor in live]
+            return
+        with torch.no_grad():
+            torch._foreach_copy_([saved for _, saved in self._saved], live)
+
+    def _update_metrics(self, update_metrics: Callable[..., None], key: str, *args: Any) -> None:
+        metric = self._trainer.fit_loop.epoch_loop._results[key]
+        if metric.is_tensor:  # Lightning adds to new tensors, so the old ones can be kept
+            names = ("value", "cumulated_batch_size", "_forward_cache", "_update_count", "_computed")
+            before = {name: vars(metric)[name] for name in names if name in vars(metric)}
+            self._logged.append((metric, {**before, "has_reset": not metric.update_called}))
+        update_metrics(key, *args)
+
+    # -- what is not finite ----------------------------------------------------------------------
+
+    def _training_step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return training_step(*args, **kwargs)
+        except _Leave:
+            return None
+
+    def _backward(self, backward: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.num_losses += 1
+        value = loss.item() if loss.numel() == 1 else loss.sum().item()
+        if self.leave_out or not math.isfinite(value) or self._trainer.world_size > 1:
+            reason = self._reason_against(value)
+            if reason is not None:
+                return self._leave(loss, reason)
+        if self._on_loss is not None:
+            self._on_loss(value)
+        self._has_propagated = self._is_waiting = True
+        return backward(loss, *args, **kwargs)
+
+    def _reason_against(self, value: float) -> str | None:
+        """Every rank's: backward is a collective."""
+        if any(first <= self.num_losses <= last for first, last in self.leave_out):
+            return "left out after a rollback"
+        is_finite = math.isfinite(value)
+        if self._trainer.world_size > 1:
+            is_finite = self._trainer.strategy.reduce_boolean_decision(is_finite, all=True)
+        return None if is_finite else f"loss is {value}"
+
+    def _leave(self, loss: Tensor, reason: str) -> Tensor:
+        self._has_left_out = True
+        self._undo()
+        self._on_skip(reason)
+        if not self._module.automatic_optimization:
+            raise _Leave
+        return loss.detach()
+
+    def _optimizer_step(
+        self,
+        optimizer_step: Callable[..., Any],
+        optimizer: Any,
+        closure: Callable[[], Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        def checked() -> Any:
+            result = closure()
+            if self._has_left_out and not _has_gradients(optimizer):
+                raise _Leave
+            if self._check_gradients and not self._has_finite_gradients(optimizer):
+                self._drop_gradients(optimizer)
+                self._undo()
+                self._on_skip("gradients are not finite")
+                raise _Leave
+            self._is_stepping = True
+            return result
+
+        result = None
+        with contextlib.suppress(_Leave):
+            result = optimizer_step(optimizer, checked, *args, **kwargs)
+        self._is_waiting = False
+        if not self._module.automatic_optimization:  # what follows in this training step is another attempt
+            self._has_left_out = False
+            self._mark()
+        return result
+
+    def _has_finite_gradients(self, optimizer: Any) -> bool:
+        if getattr(self._trainer.precision_plugin, "scaler", None) is not None:
+            return True  # it leaves such steps out itself, to find its scale
+        is_finite = are_finite(p.grad for group in optimizer.param_groups for p in group["params"])
+        if self._trainer.world_size > 1:
+            is_finite = self._trainer.strategy.reduce_boolean_decision(is_finite, all=True)
+        return is_finite
+
+    def _drop_gradients(self, *optimizers: Any) -> None:
+        for optimizer in optimizers or self._trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def _zero_grad(self) -> Any:
+        loop = self._trainer.fit_loop.epoch_loop
+        return loop.automatic_optimization.optim_progress.optimizer.zero_grad
+
+
+def are_finite(tensors: Iterator[Tensor | None]) -> bool:
+    """Whether no element is NaN or infinite; None are passed over."""
+    found = [tensor for tensor in tensors if tensor is not None]
+    small = [tensor for tensor in found if tensor.numel() < _LARGE and not tensor.is_sparse]
+    for device in {tensor.device for tensor in small}:
+        if not _all_finite([tensor for tensor in small if tensor.device == device], device):
+            return False
+    large = [tensor for tensor in found if tensor.numel() >= _LARGE or tensor.is_sparse]
+    # a sum of finite numbers may overflow, so one that is not finite is looked at closely
+    return all(math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all()) for tensor in large)
+
+
+def _all_finite(tensors: list[Tensor], device: torch.device) -> bool:
+    """As GradScaler asks: one call for many tensors, multiplied by one on the way."""
+    is_any_infinite = torch.zeros(1, device=device)
+    torch._amp_foreach_non_finite_check_and_unscale_(tensors, is_any_infinite, torch.ones(1, device=device))
+    return not is_any_infinite.item()
+
+
+def _has_gradients(optimizer: Any) -> bool:
+    gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_oom_error(error)
+
+
+def free_memory(trainer: Any) -> None:
+    """Ask everyone who has a ``release_memory()``, then the garbage collector, then CUDA's cache."""
+    for owner in (trainer.lightning_module, getattr(trainer, "datamodule", None), *trainer.callbacks):
+        if callable(release := getattr(owner, "release_memory", None)):
+            release()
+    gc.collect()
+    garbage_collection_cuda()
