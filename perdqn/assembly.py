@@ -18,7 +18,6 @@ import gymnasium
 import psutil
 import torch
 import yaml
-from holdfast import BoundaryCheckpoint
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -42,12 +41,11 @@ from perdqn.config import (
 from perdqn.learning.networks import build_network
 from perdqn.module import PERDQN
 from perdqn.replay.memory import memory_limit
-from perdqn.run.best import BestCheckpoint
 from perdqn.run.dashboard import Dashboard
 from perdqn.run.folder import RunFolder, claim_run
+from perdqn.run.keeping import SECTIONS, BestCheckpoint, add_sections
 from perdqn.run.progress import RunProgress
 from perdqn.run.record import RunRecord
-from perdqn.run.stopping import GracefulStop
 from perdqn.transition import EnvSpec
 
 TRAINER_DEFAULTS = {
@@ -95,8 +93,7 @@ class RunCLI(LightningCLI):
         self.lineage = self.resumed.read_summary().get("forked_from") if self.resumed else lineage
         self.folder: RunFolder | None = None
         self.record: RunRecord | None = None
-        self.boundary: BoundaryCheckpoint | None = None
-        self.stop = GracefulStop(self._request_stop)
+        self.keepers: list[Any] = []
         self.changes: list[str] = []
         self.exactness = "not tested"
         super().__init__(
@@ -120,6 +117,7 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(PERDQN, "model")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_sections(parser)
         if self.command == "fit":
             text = "start a new run from this checkpoint; `perdqn resume` continues the old one"
             parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
@@ -240,23 +238,24 @@ class RunCLI(LightningCLI):
         )
 
     def _get_run_callbacks(self, with_checkpoints: bool) -> list[Callback]:
-        callbacks: list[Callback] = [self.stop]
         if self.folder is None:
-            return callbacks
+            return []
         summary = format_config_summary(get_config_summary(self.settings))
         texts = {self.folder.config.name: self.config_text, self.folder.config_summary.name: summary}
         self.record = RunRecord(self.folder, texts, self.provenance)
-        callbacks += [self.record, Dashboard()]
         if with_checkpoints:
-            self.boundary = BoundaryCheckpoint(self.folder.checkpoints)
-            callbacks += [BestCheckpoint(self.folder.best), self.boundary]
-        return callbacks
+            self.keepers = [self.config_init[section] for section in SECTIONS]
+            self.config_init.checkpoint.dirpath = str(self.folder.checkpoints)
+            self.keepers.insert(1, BestCheckpoint(self.folder.best))
+        return [self.record, Dashboard(), *self.keepers]
 
-    def _request_stop(self) -> None:
-        if self.boundary is None:
-            raise KeyboardInterrupt
-        self.boundary.request_stop()
-        self.model.abort_evaluation()
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What threatened the run and what was done about it, oldest first."""
+        histories = [getattr(keeper, "history", []) for keeper in self.keepers]
+        return sorted(
+            (dict(event) for history in histories for event in history), key=lambda it: str(it["time"])
+        )
 
 
 def parser_of(command: str) -> LightningArgumentParser:

@@ -55,7 +55,7 @@ FILES = {
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks",
     "replay": "__init__ memory sum_tree journal rows prioritized",
-    "run": "__init__ folder saves report summary progress record stopping best dashboard",
+    "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
 
 EXCEPTIONS = {("completion", "__main__"): "the table of commands, which needs no import to be read"}

@@ -11,14 +11,24 @@ if TYPE_CHECKING:
     from ._boundary_checkpoint import BoundaryCheckpoint
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
+    from .emergency import EmergencyCheckpoint
+    from .recovery import ErrorRecovery
 
 _HOMES = {
     "BoundaryCallback": "boundary",
     "BoundaryCheckpoint": "_boundary_checkpoint",
+    "EmergencyCheckpoint": "emergency",
+    "ErrorRecovery": "recovery",
     "VerifiedCheckpoint": "checkpoint",
 }
 
-__all__ = ["BoundaryCallback", "BoundaryCheckpoint", "VerifiedCheckpoint"]
+__all__ = [
+    "BoundaryCallback",
+    "BoundaryCheckpoint",
+    "EmergencyCheckpoint",
+    "ErrorRecovery",
+    "VerifiedCheckpoint",
+]
 
 
 def __getattr__(name: str) -> Any:

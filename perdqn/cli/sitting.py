@@ -19,6 +19,8 @@ from perdqn.assembly import RunCLI, warn
 from perdqn.run.dashboard import log_score
 from perdqn.run.summary import format_table, get_evaluation, get_figures, get_resume_command
 
+_INTERRUPTED = 128 + signal.SIGINT
+
 
 def train(cli: RunCLI, checkpoint: str | None) -> int:
     """Train from ``checkpoint`` or from nothing, to the end; returns the exit code."""
@@ -62,15 +64,13 @@ def _run_to_the_end(cli: RunCLI, checkpoint: str | None) -> tuple[int, dict[str,
     """Train and evaluate; the exit code, 128 and the number of a signal if one came, and the evaluation."""
     try:
         cli.trainer.fit(cli.model, ckpt_path=checkpoint)
-        cli.stop.release()
         cli.stop_clock()
-        if cli.stop.received is not None:  # during the last save, when training was ending anyway
-            return 128 + int(cli.stop.received), None
         return 0, _evaluate_finally(cli)
-    except (SystemExit, KeyboardInterrupt):
-        return 128 + int(cli.stop.received or signal.SIGINT), None
+    except KeyboardInterrupt:
+        return _INTERRUPTED, None
+    except SystemExit as end:  # Lightning makes a Ctrl-C that nobody handled an exit code of 1
+        return _INTERRUPTED if cli.trainer.interrupted or not end.code else int(end.code), None
     finally:
-        cli.stop.release()
         cli.stop_clock()
 
 
@@ -84,7 +84,7 @@ def _get_outcome(cli: RunCLI, code: int) -> tuple[str, str]:
     """Status and the reason for the end."""
     reason, trainer = cli.model.stop_reason, cli.trainer
     if code:
-        return "interrupted", (cli.stop.received or signal.SIGINT).name
+        return "interrupted", _get_cause(cli, code)
     if reason is not None:
         return ("stopped at target" if "target" in reason else "completed"), reason
     if 0 <= trainer.max_steps <= trainer.global_step:
@@ -93,6 +93,13 @@ def _get_outcome(cli: RunCLI, code: int) -> tuple[str, str]:
     if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in callbacks):
         return "stopped", f"trainer.max_time of {cli.config.trainer.max_time} reached"
     return "stopped", "a callback asked for it"
+
+
+def _get_cause(cli: RunCLI, code: int) -> str:
+    try:
+        return signal.Signals(code - 128).name
+    except ValueError:
+        return str(cli.events[-1]["message"]) if cli.events else f"exit code {code}"
 
 
 @contextlib.contextmanager
@@ -115,6 +122,7 @@ def _get_run_figures(cli: RunCLI, status: str, reason: str, final: dict[str, Any
         "stop_reason": reason,
         **get_figures(cli.model, cli.seconds, final),
         "exactness": cli.exactness,
+        "events": cli.events,
         **cli.provenance,
     }
 
