@@ -90,11 +90,13 @@ def list_fixed(cli: RunCLI, saved: dict[str, Any], names: tuple[str, ...] = FOR_
     return [change for change in changes if change.startswith(names)]
 
 
-def without_replay(saved: dict[str, Any]) -> dict[str, Any]:
-    """What is left where the replay cannot be taken over, and with it the episodes in progress."""
+def without_replay(saved: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What is left where the replay and the episodes in progress cannot be taken over into ``settings``."""
+    shape = {name: settings[name] for name in ("env", "replay")}
     lost = ("replay", "experience", "noise", "global_rng", "num_threads")
     state = {name: value for name, value in saved[STATE_KEY].items() if name not in lost}
-    return {**{key: value for key, value in saved.items() if key != "holdfast"}, STATE_KEY: state}
+    kept = {key: value for key, value in saved.items() if key != "holdfast"}
+    return {**kept, "hyper_parameters": {**saved["hyper_parameters"], **shape}, STATE_KEY: state}
 
 
 def spell_settings(saved: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from perdqn.cli.quiet import quietly
 from perdqn.cli.sitting import train
 from perdqn.run.folder import LOGS, RunFolder
 from perdqn.run.report import format_report
-from perdqn.run.saves import Save, find_run, find_save, set_aside
+from perdqn.run.saves import Save, adopt, find_run, find_save, set_aside
 
 # what a fork may change, at the price of its replay
 OF_REPLAY = ("model.env.num_envs", "model.env.vectorization", "model.replay.capacity")
@@ -70,8 +70,8 @@ def _go_on(save: Save, options: list[str], told: str, is_fork: bool) -> int:
 
     settings = ["--config", str(save.run.config), *_choose_root(save.run, options, lineage), *options]
     cli = RunCLI("resume", settings, origin=save.run, lineage=lineage, told=told, approve=approve)
-    checkpoint = _leave_replay(cli, saved) if _has_other_replay(cli, saved) else save.checkpoint
     print(_report(cli, save, saved))
+    checkpoint = save.checkpoint if lineage is None else _start_fork(cli, save, saved)
     warnings.filterwarnings("ignore", "the checkpoint holds no replay")  # the report says so
     return train(cli, str(checkpoint))
 
@@ -121,14 +121,18 @@ def _has_other_replay(cli: RunCLI, saved: dict[str, Any]) -> bool:
     return bool(list_fixed(cli, saved, OF_REPLAY))
 
 
-def _leave_replay(cli: RunCLI, saved: dict[str, Any]) -> Path:
-    """Write what a fork takes over without the replay; in its own folder, so that it can start again."""
+def _start_fork(cli: RunCLI, save: Save, saved: dict[str, Any]) -> Path:
+    """Put what a fork begins with into its folder, so that it goes on by itself whatever happens next."""
     assert cli.folder is not None
-    path, now = cli.folder.path / "origin.ckpt", asdict(cli.settings)
-    settings = {**saved["hyper_parameters"], "env": now["env"], "replay": now["replay"]}
-    kept = {**without_replay(saved), "hyper_parameters": settings}
-    write_whole(path, lambda file: torch.save(kept, file))
-    return path
+    if _has_other_replay(cli, saved):
+        kept = without_replay(saved, asdict(cli.settings))
+        write_whole(cli.folder.last, lambda file: torch.save(kept, file))
+        return cli.folder.last
+    try:
+        return adopt(save, cli.folder)
+    except FileNotFoundError as error:
+        reason = f"{error.filename} went away: the run that it belongs to has saved anew meanwhile"
+        raise Refused(f"{reason}; fork it once more") from None
 
 
 def _report(cli: RunCLI, save: Save, saved: dict[str, Any]) -> str:

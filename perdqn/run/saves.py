@@ -5,13 +5,16 @@ Knows nothing about what is in a checkpoint.
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from holdfast.durable import link
 from holdfast.generations import Damage, Generation, GenerationFolder
+from holdfast.manifest import FORMAT_VERSION
 
 from perdqn.run.folder import CHECKPOINTS, RunFolder, RunNotFound, newest_run
 
@@ -96,6 +99,9 @@ def _named_save(run: RunFolder, path: Path) -> Save:
     """The generation of a file, which must be valid then; the file alone where it has none."""
     folder = GenerationFolder(run.checkpoints if run.checkpoints.is_dir() else run.path)
     generation = folder.find(path.with_suffix(".ckpt") if path.suffix == ".json" else path)
+    beside = path.with_suffix(".json").absolute()
+    if damages := [damage for damage in folder.unreadable() if damage.path.absolute() == beside]:
+        raise RunNotFound(f"{path} cannot be used: {damages[0].path.name} {damages[0].reason}")
     if generation is None:
         return Save(run, path)
     if damages := folder.verify(generation):
@@ -110,6 +116,9 @@ def _newest_save(run: RunFolder, best: bool) -> Save:
         lambda generation, damages: passed_over.append(Fault(generation, list(damages))),
         where=lambda generation: generation.kind == "best" if best else generation.is_resumable,
     )
+    for fault in passed_over:
+        if is_of_newer_format(fault.generation.path):  # to pass over it would be to lose what it holds
+            raise RunNotFound(f"{fault.generation.path} {fault.damages[0].reason}")
     if newest is not None:
         return Save(run, newest.checkpoint, newest, passed_over)
     if passed_over:
@@ -119,6 +128,15 @@ def _newest_save(run: RunFolder, best: bool) -> Save:
         what = checkpoint.relative_to(run.path)
         raise RunNotFound(f"{run.path} has no {what}; {_why_missing(run, best)}")
     return Save(run, checkpoint)
+
+
+def is_of_newer_format(manifest: Path) -> bool:
+    """Whether this version is too old to judge what a manifest says."""
+    try:
+        content = json.loads(manifest.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format_version", 0) > FORMAT_VERSION
 
 
 def find_fault(path: Path) -> str | None:
@@ -133,7 +151,7 @@ def find_fault(path: Path) -> str | None:
 
 def set_aside(folder: GenerationFolder, damages: Iterable[Damage]) -> list[Path]:
     """Move damaged files out of the way, with what is of no use without them; where they lie now."""
-    reasons = dict(damages)
+    reasons = {path: reason for path, reason in damages if not is_of_newer_format(path)}
     sound, broken = list[Generation](), list[Generation]()
     for generation in folder.generations():
         is_broken = any(folder.path / file.path in reasons for file in generation.files)
@@ -151,6 +169,23 @@ def set_aside(folder: GenerationFolder, damages: Iterable[Damage]) -> list[Path]
     # without its manifest it is no generation any more, so that goes first
     ordered = sorted(reasons, key=lambda path: path.suffix != ".json")
     return [folder.set_aside(path, reasons[path]) for path in ordered if path.exists()]
+
+
+def adopt(save: Save, run: RunFolder) -> Path:
+    """Give a run what another one saved: the same files by another name, or copies of them.
+
+    Returns:
+        The checkpoint. The manifest comes last, as ever, so a run that dies meanwhile has all or nothing.
+    """
+    if save.generation is None:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        link(save.checkpoint, run.last)
+        return run.last
+    checkpoint, *parts = (file.path for file in save.generation.files)
+    for path in (*parts, checkpoint, f"{save.generation.name}.json"):
+        (run.checkpoints / path).parent.mkdir(parents=True, exist_ok=True)
+        link(save.folder / path, run.checkpoints / path)
+    return run.checkpoints / checkpoint
 
 
 def _why_missing(run: RunFolder, best: bool) -> str:

@@ -58,6 +58,23 @@ def test_fork_goes_on_beside_the_run_and_leaves_it_as_it_was(
     states = original.parents[1] / "states"
     ends = [torch.load(folder / "end.ckpt", weights_only=True) for folder in (states, tmp_path)]
     assert differing(*map(fingerprint, ends)) == []
+    (adopted,) = GenerationFolder(run.with_name("version_1") / "checkpoints").audit().good
+    assert adopted.name == "update-32"
+
+
+def test_run_that_saves_anew_while_it_is_forked_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perdqn.cli import resume
+
+    report = resume.format_report
+
+    def rotate(*args: Any, **kwargs: Any) -> str:
+        (run / "checkpoints" / "update-32.ckpt").unlink()
+        return report(*args, **kwargs)
+
+    monkeypatch.setattr(resume, "format_report", rotate)
+    assert "update-32.ckpt went away" in fork(capsys, run, code=2)
 
 
 def test_fork_remembers_where_it_comes_from_for_life(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,11 +152,11 @@ def test_fork_with_another_replay_warms_up_again(
     updates_after_warmup = (summary["env_steps"] - summary["forked_from"]["env_steps"] - 50) // 4
     assert summary["env_steps"] >= 500
     assert summary["updates"] == 32 + updates_after_warmup
-    assert GenerationFolder(run / "checkpoints").find(run / "checkpoints" / "update-32.ckpt") is not None
 
 
-def test_fork_with_another_replay_that_died_early_starts_again_from_its_origin(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("change", ["--model.seed=0", "--model.env.num_envs=3"])
+def test_fork_that_dies_before_its_first_save_goes_on_by_itself(
+    run: Path, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from perdqn.module import PERDQN
 
@@ -149,11 +166,12 @@ def test_fork_with_another_replay_that_died_early_starts_again_from_its_origin(
     with monkeypatch.context() as patch:
         patch.setattr(PERDQN, "training_step", fail)
         with pytest.raises(RuntimeError, match="on purpose"):
-            fork(capsys, run, "--model.env.num_envs=3")
+            fork(capsys, run, change)
+    shutil.rmtree(run)
     forked = run.with_name("version_1")
-    shutil.rmtree(forked / "checkpoints", ignore_errors=True)
-    assert main(["resume", str(forked / "origin.ckpt")]) == 0
+    assert main(["resume", str(forked)]) == 0
     assert summary_of(forked)["forked_from"]["generation"] == "update-32"
+    assert summary_of(forked)["env_steps"] >= 300
 
 
 @pytest.mark.parametrize(

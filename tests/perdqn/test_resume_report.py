@@ -225,6 +225,27 @@ def test_damaged_generation_asked_for_by_name_is_refused(
     assert checkpoint_of(run, 32).exists()
 
 
+def test_checkpoint_whose_own_manifest_is_damaged_is_refused_by_name(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(run / "checkpoints" / "update-32.json")
+    said = resume(capsys, checkpoint_of(run, 32), code=2)
+    assert "cannot be used: update-32.json " in said
+
+
+def test_generation_of_a_newer_format_is_neither_passed_over_nor_set_aside(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = run / "checkpoints" / "update-32.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 1000}))
+    said = resume(capsys, run, code=2)
+    assert "format_version 1000 is newer" in said
+    capsys.readouterr()
+    assert main(["verify", str(run), "--repair"]) == 1
+    assert "format_version 1000 is newer" in capsys.readouterr().out
+    assert manifest.exists()
+
+
 def test_single_flipped_bit_of_a_file_without_manifest_is_refused(
     run: Path, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
