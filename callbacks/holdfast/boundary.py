@@ -97,7 +97,6 @@ class _Boundary:
             return
         if self.exact.data.has_cycles:
             self.exact.data.note_cycle()
-        self.exact.evaluation.is_abort_requested = False
         self._dispatch()
 
     def _go_back(self) -> None:
@@ -117,6 +116,7 @@ class _Boundary:
     def _dispatch(self) -> None:
         trainer, stop = self._trainer, None
         module = trainer.lightning_module
+        self.exact.evaluation.is_abort_requested = False  # this is the boundary it was for
         self.is_open = True
         try:
             for callback in self._callbacks:
@@ -146,7 +146,22 @@ def exact_state(trainer: Trainer) -> dict[str, Any]:
     {} anywhere but at a boundary: nothing else could be resumed exactly, and stock Lightning resumes it.
     """
     boundary = _boundary_of(trainer)
-    return boundary.exact.capture(boundary.is_evaluation_due) if boundary.is_open else {}
+    if not boundary.is_open:
+        return {}
+    try:
+        return boundary.exact.capture(boundary.is_evaluation_due)
+    except Exception as error:  # better a save that resumes as Lightning's own than none
+        rank_zero_warn(f"what an exact resume needs could not be saved: {error!r}")
+        return {}
+
+
+def exactness(trainer: Trainer) -> str:
+    """Whether a resumed run ends bit for bit as an uninterrupted one; known from the first boundary on.
+
+    Returns:
+        ``bit-exact``, ``bit-exact, provided that ...``, ``not exact: ...``, or nothing if not known yet.
+    """
+    return _boundary_of(trainer).exact.exactness
 
 
 def abort_evaluation(trainer: Trainer) -> None:

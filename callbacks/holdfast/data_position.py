@@ -201,9 +201,9 @@ class DataPosition:
         shared = _moved(at_boundary, get_global_rng()) & self._streams_drawn
         if shared and any(is_iterable_style(one) and not num_workers(one) for one in self._train_loaders):
             rank_zero_warn(
-                "the position in the training data may be inexact: an iterable dataset and the steps draw from "
-                f"the same global stream ({', '.join(sorted(shared))}); give the dataset a generator of its "
-                "own, or state_dict and load_state_dict"
+                "the position in the data may be inexact: an iterable dataset draws from the same global "
+                f"stream ({', '.join(sorted(shared))}) as the steps between; give it a generator of its own or "
+                "a state_dict"
             )
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from .data_position import DataPosition
 from .evaluation import AbortableEvaluation
+from .exactness import state_exactness
 from .hidden import Hidden, get_gradients, set_gradients
 from .loop_state import around, capture_loops, forget_restart, restore_loops
 from .rng import get_global_rng, set_global_rng
@@ -29,6 +31,7 @@ class ExactResume:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self.hidden: Hidden | None = None
         self.begin()
         fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         around(fit_loop, "setup_data", self._make_train_loaders)
@@ -42,11 +45,12 @@ class ExactResume:
         """A fit begins."""
         self.data = DataPosition(self._trainer)
         self.evaluation = AbortableEvaluation(self._trainer)
-        self.hidden: Hidden | None = None
         self._changed_in_sanity_check: frozenset[tuple[str, str]] = frozenset()
         self._pending: dict[str, Any] | None = None
         self._max_steps = _UNSET
         self._is_finished = False
+        self.exactness = ""
+        self._named: set[str] = set()
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """The fit that begins resumes from ``checkpoint``; without our state, as stock Lightning does.
@@ -85,10 +89,17 @@ class ExactResume:
 
     def _start_training(self, on_run_start: Callable[[], None]) -> None:
         on_run_start()
-        self.hidden = Hidden(self._trainer, self._changed_in_sanity_check)
+        self._look_at_attributes()
         self._is_finished = False
         if self._pending is not None and self._pending["is_finished"]:
             self._restore(self._pending)  # the run is made longer: an epoch starts as any other
+
+    def _look_at_attributes(self) -> None:
+        is_here_again = self.hidden is not None and self.hidden.is_of(self._trainer.lightning_module)
+        if self.hidden is not None and is_here_again and self._pending is not None:
+            self.hidden.go_to_start()  # rolled back within a process
+        else:
+            self.hidden = Hidden(self._trainer, self._changed_in_sanity_check)
 
     def _reset_epoch(self, reset: Callable[[], None]) -> None:
         if self._pending is None:
@@ -97,8 +108,15 @@ class ExactResume:
     def start_epoch(self, on_run_start: Callable[[Any], None], fetcher: Any) -> None:
         """Around the epoch loop's; a run that resumes is then at the boundary that was saved."""
         self.data.start_epoch(on_run_start, fetcher)
+        if not self.exactness:
+            self._say_how_exact()
         if self._pending is not None:
             self._resume_epoch(fetcher, self._pending)
+
+    def _say_how_exact(self) -> None:
+        self.exactness = state_exactness(self._trainer)
+        tell = rank_zero_warn if self.exactness.startswith("not") else rank_zero_info
+        tell(f"resuming this run is {self.exactness}")
 
     def _resume_epoch(self, fetcher: Any, state: dict[str, Any]) -> None:
         epoch_loop = self._trainer.fit_loop.epoch_loop
@@ -130,6 +148,7 @@ class ExactResume:
         assert self.hidden is not None
         state = {
             "version": VERSION,
+            "exactness": self.exactness,
             "is_finished": self._is_finished,
             "is_evaluation_due": is_evaluation_due,
             "rng": get_global_rng(),
@@ -138,7 +157,20 @@ class ExactResume:
             "hidden": self.hidden.capture(),
             "gradients": get_gradients(trainer.lightning_module) if _gradients_count(trainer) else None,
         }
+        self._name_unsaved(self.hidden.unsaved)
         return state
+
+    def _name_unsaved(self, unsaved: dict[str, str]) -> None:
+        module = self._trainer.lightning_module
+        keeps_them = type(module).on_save_checkpoint is not LightningModule.on_save_checkpoint
+        news = {name: kind for name, kind in unsaved.items() if name not in self._named}
+        self._named |= news.keys()
+        if news and not keeps_them:
+            listed = ", ".join(f"{name} (a {kind})" for name, kind in news.items())
+            rank_zero_warn(
+                f"attributes that training changed are not saved: {listed}; save them in on_save_checkpoint, "
+                "or a resumed run begins with new ones"
+            )
 
     def _restore(self, state: dict[str, Any]) -> None:
         trainer = self._trainer

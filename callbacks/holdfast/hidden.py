@@ -25,6 +25,7 @@ from .plain import Generator, NotPlain, decode, encode, find_generators, get_gen
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 _LIGHTNING_INTERNALS = frozenset(vars(LightningModule())) - {"training"}
 _SELF_SAVING = ("lightning", "pytorch_lightning", "holdfast")  # packages whose callbacks save themselves
+_ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype)
 _MANY_ITEMS, _MANY_BYTES = 10_000, 2**20  # above, only a new object counts as a change
 
 
@@ -39,8 +40,10 @@ class Hidden:
 
     def __init__(self, trainer: Trainer, changed: frozenset[tuple[str, str]] = frozenset()) -> None:
         self._trainer = trainer
+        self._module = trainer.lightning_module
         self._before = {name: _marks(owner) for name, owner in _owners(trainer)}
         self._changed = set(changed)
+        self._at_start = self.capture(also_unchanged=True)
         self.unsaved: dict[str, str] = {}  # attribute of the module -> its type
 
     def capture(self, also_unchanged: bool = False) -> dict[str, Any]:
@@ -74,6 +77,14 @@ class Hidden:
         if any(value is part for part in self._trainer.lightning_module.modules()):
             raise NotPlain("the trained module")
         return {"module": encode(dict(value.state_dict()))}  # a callback's
+
+    def is_of(self, module: LightningModule) -> bool:
+        """Whether the attributes are those of ``module``."""
+        return self._module is module
+
+    def go_to_start(self) -> None:
+        """As in a new process: what a run within this one has changed since is forgotten."""
+        self.restore(self._at_start, remember=False)
 
     def changed(self) -> frozenset[tuple[str, str]]:
         """Owner and key of all that differs."""
@@ -209,4 +220,4 @@ def _mark(value: Any) -> Any:
         return type(value), [(key, _mark(item)) for key, item in value.items()]
     if isinstance(value, list | tuple | set | frozenset | deque) and len(value) <= _MANY_ITEMS:
         return type(value), [_mark(item) for item in value]
-    return value if isinstance(value, bool | int | float | complex | str | bytes | None) else _Same(value)
+    return value if isinstance(value, _ATOMS) else _Same(value)

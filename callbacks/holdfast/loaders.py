@@ -144,10 +144,16 @@ def _skipping(fetcher: Any, mode_iterator: Any) -> Callable[[], None]:
 
 
 def _is_index_enough(loader: Any) -> bool:
-    if type(loader) is not DataLoader or loader.num_workers or is_iterable_style(loader):
-        return False
-    is_declared = getattr(loader.dataset, "is_deterministic", False)
-    return is_declared or (loader.collate_fn is default_collate and _is_pure(loader.dataset))
+    is_plain = type(loader) is DataLoader and not loader.num_workers and not is_iterable_style(loader)
+    return is_plain and draws_nothing(loader)
+
+
+def draws_nothing(loader: Any) -> bool:
+    """Whether reading an item takes no random number: known of tensors, or declared by the dataset."""
+    dataset = getattr(loader, "dataset", None)
+    if getattr(dataset, "is_deterministic", False):
+        return True
+    return getattr(loader, "collate_fn", None) is default_collate and _is_pure(dataset)
 
 
 def _is_pure(dataset: Any) -> bool:

@@ -100,7 +100,10 @@ class SaveAt(BoundaryCallback):
 
 
 class Resumed(BoundaryCallback):
-    """One added line that restores and does no more."""
+    """One added line that restores and does no more; the streams it finds are others than were saved."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seed_everything(7, verbose=False)
 
 
 def digest(value: Any) -> int:
@@ -125,17 +128,14 @@ def run(
     folder: Path,
     ckpt_path: Path | None = None,
     make_callbacks: Callable[[Trace, Memory], list[Callback]] = lambda trace, log: [],
-    seed: int = 7,
     **settings: Any,
 ) -> Outcome:
-    """Train to the end. A resumed process begins with other random streams than the first one ended with."""
+    """Train to the end."""
     trace, log = Trace(), Memory()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     fixed = {"accelerator": "cpu", "default_root_dir": folder, "logger": log, "log_every_n_steps": 1}
     callbacks = [*program.callbacks, trace, *make_callbacks(trace, log)]
     trainer = Trainer(**{**quiet, **fixed, **program.settings, **settings}, callbacks=callbacks)
-    if ckpt_path is not None:
-        seed_everything(seed, verbose=False)
     data: dict[str, Any] = {"train_dataloaders": program.train, "val_dataloaders": program.val}
     if isinstance(program.train, LightningDataModule):
         data = {"datamodule": program.train}
