@@ -113,7 +113,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             raise ValueError(f"keep must be at least 1, got {keep}; use 2, so that one may be damaged")
         if every and monitor is None and not any(options.get(name) for name in _TRIGGERS):
             options.setdefault("save_top_k", 0)
-        super().__init__(Path(dirpath) if dirpath is not None else None, filename, monitor, **options)
+        super().__init__(os.fspath(dirpath) if dirpath else None, filename, monitor, **options)
         self.schedule = Schedule(every, max_time_fraction, clock)
         self.keep = keep
         self.rehearse = rehearse
@@ -345,10 +345,8 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             key = (type(error), getattr(error, "errno", str(error)))
             self._complain(key, f"no checkpoint was saved in {self.dirpath}: {what}; older ones are kept")
             return None
-        if generation.kind == POST_MORTEM:
-            self._complain(
-                (POST_MORTEM,), f"{generation.checkpoint} is not resumed from: its weights are broken"
-            )
+        if generation.kind == POST_MORTEM:  # of which the user has been told
+            self._failure = (POST_MORTEM,)
             return None
         self._count(generation)
         return generation
@@ -429,7 +427,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             for part in generation.files[1:]:
                 store.read(part)
         finally:
-            self.folder.remove(generation)
+            self.folder.remove(generation, with_parts=False)
 
     # The folder
 
@@ -503,7 +501,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         self.best_k_models = best
         self.best_model_path = first(best, key=lambda path: float(best[path]), default="")
         self.best_model_score = best.get(self.best_model_path)
-        is_full = bool(best) and len(best) == self.save_top_k
+        is_full = bool(best) and self.save_top_k in (-1, len(best))
         self.kth_best_model_path = last(best, key=lambda path: float(best[path])) if is_full else ""
         self.kth_value = best.get(self.kth_best_model_path, worst_value)
 

@@ -198,15 +198,20 @@ class GenerationFolder:
         self._forget_displaced(name)
         return Generation(self.path, name, described)
 
-    def remove(self, generation: Generation) -> None:
-        """Take a generation away; where that is cut short, ``collect`` brings it back or ends it."""
+    def remove(self, generation: Generation, with_parts: bool = True) -> None:
+        """Take a generation away; where that is cut short, ``collect`` brings it back or ends it.
+
+        Args:
+            with_parts: those too that no other manifest needs; else the next save may keep them.
+        """
         grave = temporary_of(generation.path)
         with contextlib.suppress(FileNotFoundError):
             os.replace(generation.path, grave)
         sync_folder(grave.parent)
         generation.checkpoint.unlink(missing_ok=True)
         grave.unlink(missing_ok=True)
-        self._collect_parts(file.path for file in generation.files[1:])
+        if with_parts:
+            self._collect_parts(file.path for file in generation.files[1:])
 
     def collect(self) -> None:
         """Finish or clear away what a process that died has left: temporary files, parts nobody needs.

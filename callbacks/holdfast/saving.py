@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,10 +39,12 @@ class Run:
     Attributes:
         id: kept from one resume to the next.
         resumed_sequence: of the generation the run goes on from; later ones are of a future given up.
+        told: what the user has been warned of once.
     """
 
     id: str
     resumed_sequence: int | None = None
+    told: set[str] = field(default_factory=set)
 
     def owns(self, generation: Generation) -> bool:
         return bool(generation.manifest.get("run") == self.id)
@@ -95,7 +97,7 @@ def save_generation(
         checkpoint.get("holdfast", {})["run"] = run_of(trainer).id
         broken = non_finite_of(trainer.lightning_module)
         if broken:
-            notes.append(f"not finite: {', '.join(broken)}")
+            notes.append(f"weights are not finite: {', '.join(broken)}")
             kind, name = POST_MORTEM, None
         told = {
             **facts_of(trainer, checkpoint, counters),
@@ -116,8 +118,7 @@ def save_generation(
             return generation
 
         generation = on_first_rank(trainer, write)
-    if notes:
-        rank_zero_warn(f"{generation.checkpoint} was saved with something amiss: {'; '.join(notes)}")
+    _tell_once(run_of(trainer), generation, notes, bool(broken))
     return generation
 
 
@@ -198,6 +199,14 @@ def refuse_unverifiable(trainer: Trainer, dirpath: str) -> None:
             f"the plugin {type(strategy.checkpoint_io).__name__} would not be used, because verified "
             "checkpoints are written directly; remove the plugin, or use Lightning's ModelCheckpoint"
         )
+
+
+def _tell_once(run: Run, generation: Generation, notes: list[str], is_broken: bool) -> None:
+    new = [note for note in notes if note not in run.told]
+    run.told.update(new)
+    fate = "is kept for a post-mortem, not to be resumed from" if is_broken else "was saved"
+    if new:
+        rank_zero_warn(f"{generation.checkpoint} {fate}: {'; '.join(new)}")
 
 
 def _alternative(folder: GenerationFolder) -> str:
