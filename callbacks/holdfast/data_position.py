@@ -135,14 +135,22 @@ class DataPosition:
             "num_ahead": len(ahead),
             "ahead": _encoded_or_none(ahead),
             "is_done": fetcher.done,
-            "now": get_state(self._all_loaders),
+            "now": self.get_generators(),
         }
 
     def finish(self) -> None:
         """Last of all: generators of the loaders as at the boundary, where drawing has moved them."""
         if self._pending is not None:
-            set_generators(self._all_loaders, self._pending["now"])
+            self.set_generators(self._pending["now"])
         self._pending, self._loader_states = None, []
+
+    def get_generators(self) -> dict[str, Any]:
+        """Those of all loaders and what is in them."""
+        return get_state(self._all_loaders)
+
+    def set_generators(self, state: dict[str, Any]) -> None:
+        """Put back what `get_generators` gave."""
+        set_generators(self._all_loaders, state)
 
     @property
     def _is_ours(self) -> bool:
@@ -202,7 +210,7 @@ class DataPosition:
         if shared and any(is_iterable_style(one) and not num_workers(one) for one in self._train_loaders):
             rank_zero_warn(
                 "the position in the data may be inexact: an iterable dataset draws from the same global "
-                f"stream ({', '.join(sorted(shared))}) as the steps between; give it a generator of its own or "
+                f"stream ({', '.join(sorted(shared))}) as the steps between; give it its own generator, or "
                 "a state_dict"
             )
 

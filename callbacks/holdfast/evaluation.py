@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from .data_position import DataPosition
 from .hidden import Hidden, weights_mark
 from .loop_state import capture_metrics, restore_metrics
 from .rng import get_global_rng, set_global_rng
@@ -23,8 +24,8 @@ class EvaluationAborted(BaseException):
 class AbortableEvaluation:
     """Around the validation loop's ``run`` while training."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Trainer, data: DataPosition) -> None:
+        self._trainer, self._data = trainer, data
         self._before: dict[str, Any] | None = None
         self._weights: Any = None
         self.is_abort_requested = False
@@ -61,6 +62,7 @@ class AbortableEvaluation:
         val_loop = trainer.fit_loop.epoch_loop.val_loop
         return {
             "rng": get_global_rng(),
+            "generators": self._data.get_generators(),
             "hidden": hidden,
             "attributes": hidden.capture(also_unchanged=True),
             "metrics": capture_metrics(trainer),
@@ -85,5 +87,6 @@ class AbortableEvaluation:
         trainer.lightning_module._current_fx_name = None  # left behind by the hook that was interrupted
         restore_metrics(trainer, before["metrics"])
         before["hidden"].restore(before["attributes"], remember=False)
+        self._data.set_generators(before["generators"])
         set_global_rng(before["rng"])
         self._before, self.is_abort_requested = None, False

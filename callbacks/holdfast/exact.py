@@ -44,7 +44,7 @@ class ExactResume:
     def begin(self) -> None:
         """A fit begins."""
         self.data = DataPosition(self._trainer)
-        self.evaluation = AbortableEvaluation(self._trainer)
+        self.evaluation = AbortableEvaluation(self._trainer, self.data)
         self._changed_in_sanity_check: frozenset[tuple[str, str]] = frozenset()
         self._pending: dict[str, Any] | None = None
         self._max_steps = _UNSET
