@@ -16,12 +16,11 @@ The seams are methods that Lightning calls through an instance, so this one Trai
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -75,6 +74,7 @@ class Attempts:
         self._is_waiting: bool | None = None  # gradients for a step; None: a checkpoint may have brought some
         self._was_waiting = False  # as the batch began
         self._num_zeroed = 0
+        self._has_cuda = False
 
     def install(self) -> None:
         loop, strategy = self._trainer.fit_loop.epoch_loop, self._trainer.strategy
@@ -96,6 +96,7 @@ class Attempts:
         self._buffers = [(owner, name) for owner, name in tensors if owner[name].nbytes <= _MOST_BYTES]
         self._saved = []
         self._is_waiting = None
+        self._has_cuda = torch.cuda.is_initialized()
 
     @property
     def _module(self) -> Any:
@@ -136,7 +137,7 @@ class Attempts:
 
     def _mark(self) -> None:
         self._rng = torch.default_generator.get_state()
-        if torch.cuda.is_initialized():
+        if self._has_cuda:
             self._cuda_rng = torch.cuda.get_rng_state_all()
         if self._buffers:
             self._save_buffers()
@@ -247,8 +248,10 @@ class Attempts:
             return result
 
         result = None
-        with contextlib.suppress(_Leave):
+        try:  # noqa: SIM105 - on the path of every step
             result = optimizer_step(optimizer, checked, *args, **kwargs)
+        except _Leave:
+            pass
         self._is_waiting = False
         if not self._module.automatic_optimization:  # what follows in this training step is another attempt
             self._has_left_out = False
@@ -258,7 +261,7 @@ class Attempts:
     def _has_finite_gradients(self, optimizer: Any) -> bool:
         if getattr(self._trainer.precision_plugin, "scaler", None) is not None:
             return True  # it leaves such steps out itself, to find its scale
-        is_finite = are_finite(p.grad for group in optimizer.param_groups for p in group["params"])
+        is_finite = are_finite([p.grad for group in optimizer.param_groups for p in group["params"]])
         if self._trainer.world_size > 1:
             is_finite = self._trainer.strategy.reduce_boolean_decision(is_finite, all=True)
         return is_finite
@@ -273,23 +276,36 @@ class Attempts:
         return loop.automatic_optimization.optim_progress.optimizer.zero_grad
 
 
-def are_finite(tensors: Iterator[Tensor | None]) -> bool:
+def are_finite(tensors: Iterable[Tensor | None]) -> bool:
     """Whether no element is NaN or infinite; None are passed over."""
-    found = [tensor for tensor in tensors if tensor is not None]
-    small = [tensor for tensor in found if tensor.numel() < _LARGE and not tensor.is_sparse]
-    for device in {tensor.device for tensor in small}:
-        if not _all_finite([tensor for tensor in small if tensor.device == device], device):
+    small: dict[int, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.numel() < _LARGE and tensor.dtype in _SMALL_TYPES and tensor.layout is torch.strided:
+            small.setdefault(tensor.get_device(), []).append(tensor)
+        # a sum of finite numbers may overflow, so one that is not finite is looked at closely
+        elif not torch.isfinite(tensor.sum()).item() and not tensor.isfinite().all().item():
             return False
-    large = [tensor for tensor in found if tensor.numel() >= _LARGE or tensor.is_sparse]
-    # a sum of finite numbers may overflow, so one that is not finite is looked at closely
-    return all(math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all()) for tensor in large)
+    return all(_all_finite(group) for group in small.values())
 
 
-def _all_finite(tensors: list[Tensor], device: torch.device) -> bool:
+@torch.no_grad()
+def _all_finite(tensors: list[Tensor]) -> bool:
     """As GradScaler asks: one call for many tensors, multiplied by one on the way."""
-    is_any_infinite = torch.zeros(1, device=device)
-    torch._amp_foreach_non_finite_check_and_unscale_(tensors, is_any_infinite, torch.ones(1, device=device))
-    return not is_any_infinite.item()
+    device = tensors[0].device
+    if device not in _checks:
+        _checks[device] = (torch.zeros(1, device=device), torch.ones(1, device=device))
+    is_any_infinite, one = _checks[device]
+    torch._amp_foreach_non_finite_check_and_unscale_(tensors, is_any_infinite, one)
+    if is_any_infinite.item():
+        is_any_infinite.zero_()
+        return False
+    return True
+
+
+_SMALL_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_checks: dict[torch.device, tuple[Tensor, Tensor]] = {}  # what the call writes to, and the factor
 
 
 def _has_gradients(optimizer: Any) -> bool:

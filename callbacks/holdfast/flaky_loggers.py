@@ -75,9 +75,17 @@ class LoggerGuard:
             setattr(self.logger, name, method)
         if isinstance(self.logger, CSVLogger):
             self.logger.experiment._rewrite_with_new_header = self._rewrite_columns
-        elif isinstance(self.logger, TensorBoardLogger):
-            self.logger.experiment.flush()  # `save` would write hparams.yaml before there are any
-        self._confirm()
+        self.flush()
+
+    def flush(self) -> None:
+        """Look where the files end; also after something else has cut them."""
+        if self.is_silent or not self._has_files:
+            return
+        experiment = (
+            self.logger.experiment
+        )  # TensorBoardLogger.save would write hparams.yaml before there are any
+        if self._attempt(experiment.save if isinstance(self.logger, CSVLogger) else experiment.flush):
+            self._confirm()
 
     # -- around the logger's own -----------------------------------------------------------------
 

@@ -183,6 +183,8 @@ class ErrorRecovery(BoundaryCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._attempts is not None
         self._attempts.find_buffers()
+        for guard in self._guards:
+            guard.flush()  # a resume has cut the files
 
     def on_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._verdict is None and self.is_diverged is not None:
@@ -215,7 +217,8 @@ class ErrorRecovery(BoundaryCallback):
         if why.startswith("left out"):
             return
         recent = sum(1 for skipped in self._skipped if skipped > number - _SHARE_WINDOW)
-        if not are_finite(iter(self._trainer.lightning_module.parameters())):
+        weights = self._trainer.lightning_module.parameters()
+        if not are_finite(weight.detach().clone() for weight in weights):  # the check writes to what it reads
             self._verdict = "weights are not finite"
         elif self._in_a_row > self.max_skipped:
             self._verdict = f"{self._in_a_row} batches in a row were not finite"
@@ -334,7 +337,7 @@ class ErrorRecovery(BoundaryCallback):
                 return
             tried.add(found.sequence)
             saved = torch.load(found.checkpoint, map_location="cpu", weights_only=True)
-            if are_finite(value for value in saved["state_dict"].values() if value.is_floating_point()):
+            if are_finite(value for value in saved["state_dict"].values() if isinstance(value, torch.Tensor)):
                 yield found, saved["callbacks"].get(self.state_key, {}).get("num_losses", 0)
 
     def _restore(self, generation: Generation) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from holdfast.attempts import are_finite
 from holdfast.checkpoint import VerifiedCheckpoint
+from holdfast.logs import log_positions, restore_log_positions, resume_logging
 from holdfast.recovery import Diverged, ErrorRecovery
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -112,8 +113,9 @@ def fit(module: Automatic, *callbacks: Callback, folder: Path | None = None, **s
     }
     if any(isinstance(callback, VerifiedCheckpoint) for callback in callbacks):
         quiet.pop("enable_checkpointing")
+    path = settings.pop("ckpt_path", None)
     trainer = Trainer(**{**quiet, **fixed, **settings}, callbacks=list(callbacks))
-    trainer.fit(module, ckpt_path=settings.get("ckpt_path"))
+    trainer.fit(module, ckpt_path=path)
     return trainer
 
 
@@ -534,6 +536,52 @@ def test_logger_that_fails_for_a_while_loses_and_doubles_no_row(
         f"{kind.__name__} works again",
     ]
     assert recovery.status()["rows_lost"] == 0
+
+
+class KeepLogs(Callback):
+    def on_save_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["logs"] = log_positions(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
+        restore_log_positions(trainer, checkpoint["logs"])
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        resume_logging(trainer)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", r"ignore:step \d+. ")
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_logger_may_also_fail_after_its_files_were_cut_back(
+    kind: type, is_resumed: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from test_logs import read
+
+    clock = Clock()
+
+    def is_diverged(trainer: Trainer, _: Any) -> str | None:
+        if is_resumed or trainer.global_step != 10 or recovery.counts["rollbacks"]:
+            return None
+        clock.now = 8.0
+        return "once"
+
+    def run(recovery: ErrorRecovery, **settings: Any) -> None:
+        logger = kind(tmp_path, name="logs", version="run")
+        with monkeypatch.context() as patch:
+            callbacks = [KeepLogs(), recovery, keep(tmp_path), FullDisk(clock, 12, 15, patch)]
+            module = Logging(make_batches(20), clock)
+            fit(module, *callbacks, logger=logger, folder=tmp_path, **settings)
+
+    if is_resumed:
+        run(ErrorRecovery(clock=clock), max_steps=10)
+        clock.now = 8.0
+    generations = keep(tmp_path).folder.generations()
+    path = next((g.checkpoint for g in generations if g.counters["global_step"] == 8), None)
+    recovery = ErrorRecovery(is_diverged=is_diverged, logger_retry_seconds=2, clock=clock)
+    run(recovery, ckpt_path=path)
+    assert recovery.counts["logger_failures"] == 1
+    name = "by_itself" if kind is CSVLogger else "run:by_itself"
+    assert read(tmp_path, kind)[name] == [(step, float(step)) for step in range(1, 21)]
 
 
 def test_rows_beyond_the_limit_are_counted_as_lost(tmp_path: Path, monkeypatch: Any) -> None:
