@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of one command line: 0 done, 2 refused, 130 interrupted."""
+    """Exit code of one command line: 0 done, 1 damage or a difference found, 2 refused, above 128 stopped."""
     args = list(sys.argv[1:] if argv is None else argv)
     if sys.platform == "win32":
         return _refuse("perdqn runs on Linux and macOS; on Windows, run it inside WSL 2")

@@ -13,7 +13,7 @@ from typing import Any
 from holdfast.files import write_whole
 
 from perdqn.cli.checkpoints import read_state
-from perdqn.cli.command_line import Refused
+from perdqn.cli.command_line import Refused, get_root
 from perdqn.fingerprint import FORMAT, VERSION, differing
 from perdqn.fingerprint import fingerprint as fingerprint_of
 from perdqn.run.saves import find_save
@@ -29,13 +29,13 @@ def fingerprint(argv: list[str]) -> int:
     parser.add_argument("path", nargs="?", help="the newest run where left out")
     parser.add_argument("other", nargs="?", help="compare with this one: exit code 1 where they differ")
     parser.add_argument("--out", type=Path, help="write the JSON to a file")
-    parser.add_argument("--trainer.default_root_dir", dest="root", type=Path, default=Path(), help="of runs")
-    given = parser.parse_args(argv)
-    found = _take(given.path, given.root)
+    parser.add_argument("--trainer.default_root_dir", help="where runs lie")
+    given, root = parser.parse_args(argv), get_root(argv)
+    found = _take(given.path, root)
     if given.other is None:
         _write(found, given.out)
         return 0
-    other = _take(given.other, given.root)
+    other = _take(given.other, root)
     names = differing(found, other)
     for name in found["parts"]:
         print(f"{name:<12} {'differs' if name in names else 'same'}")

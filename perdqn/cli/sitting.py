@@ -29,6 +29,8 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
         if cli.folder is not None:
             print(f"run folder {cli.folder.path}")
             cli.exactness = _test_exactness(cli)
+            if cli.origin is None:  # else the report has said so
+                print(f"exactness  {cli.exactness}")
         code, final = _run_to_the_end(cli, checkpoint)
     status, reason = _get_outcome(cli, code)
     figures = _get_run_figures(cli, status, reason, final)

@@ -42,7 +42,7 @@ def format_report(
         ("written", _origin(save)),
         ("at", format_position(checkpoint)),
         ("restored", format_contents(checkpoint, leaves_replay)),
-        ("episodes", exactness),
+        ("exactness", exactness),
         ("environment", _judge(environment)),
         *(("changed", change) for change in changes),
     ]

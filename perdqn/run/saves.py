@@ -133,10 +133,11 @@ def _newest_save(run: RunFolder, best: bool) -> Save:
 def is_of_newer_format(manifest: Path) -> bool:
     """Whether this version is too old to judge what a manifest says."""
     try:
-        content = json.loads(manifest.read_bytes())
+        content = json.loads(manifest.read_bytes()) if manifest.suffix == ".json" else None
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and content.get("format_version", 0) > FORMAT_VERSION
+    version = content.get("format_version") if isinstance(content, dict) else None
+    return isinstance(version, int) and version > FORMAT_VERSION
 
 
 def find_fault(path: Path) -> str | None:
@@ -172,19 +173,30 @@ def set_aside(folder: GenerationFolder, damages: Iterable[Damage]) -> list[Path]
 
 
 def adopt(save: Save, run: RunFolder) -> Path:
-    """Give a run what another one saved: the same files by another name, or copies of them.
+    """Give a run what another one saved, and its best so far: the same files by another name, or copies.
 
     Returns:
-        The checkpoint. The manifest comes last, as ever, so a run that dies meanwhile has all or nothing.
+        The checkpoint to go on from.
     """
-    if save.generation is None:
+    newest = save.generation
+    if newest is None:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         link(save.checkpoint, run.last)
         return run.last
-    checkpoint, *parts = (file.path for file in save.generation.files)
-    for path in (*parts, checkpoint, f"{save.generation.name}.json"):
+    best = GenerationFolder(save.folder).newest_valid(
+        where=lambda generation: generation.kind == "best" and generation.sequence < newest.sequence
+    )
+    if best is not None:
+        _link(best, run)
+    return _link(newest, run)
+
+
+def _link(generation: Generation, run: RunFolder) -> Path:
+    """The manifest comes last, as ever, so a run that dies meanwhile has all or nothing."""
+    checkpoint, *parts = (file.path for file in generation.files)
+    for path in (*parts, checkpoint, f"{generation.name}.json"):
         (run.checkpoints / path).parent.mkdir(parents=True, exist_ok=True)
-        link(save.folder / path, run.checkpoints / path)
+        link(generation.folder / path, run.checkpoints / path)
     return run.checkpoints / checkpoint
 
 

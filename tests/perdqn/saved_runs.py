@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from holdfast.checkpoint import save_generation
 from holdfast.environment import environment_fingerprint
 from holdfast.generations import Generation, GenerationFolder
 from lightning.pytorch import Callback
@@ -41,7 +42,7 @@ UPDATES = (16, 32)  # of the two generations
 
 
 class Keep(Callback):
-    """Saves the state before an update to a folder."""
+    """Saves the state before an update to a folder: whole in one file, and as a generation with parts."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -50,6 +51,8 @@ class Keep(Callback):
         path = self.folder / f"{trainer.global_step}.ckpt"
         if trainer.global_step in UPDATES and not path.exists():
             trainer.save_checkpoint(path)
+            folder = GenerationFolder(self.folder / "in-parts" / "checkpoints")
+            save_generation(trainer, folder, f"update-{trainer.global_step}", "regular")
 
     def on_train_end(self, trainer: Any, *_: Any) -> None:
         trainer.save_checkpoint(self.folder / "end.ckpt")
@@ -78,15 +81,13 @@ def make_run(root: Path) -> Path:
     return run
 
 
-def add_generation(run: Path, name: str, source: Path, **facts: Any) -> Generation:
+def add_generation(run: Path, name: str, source: Path, kind: str = "regular", **facts: Any) -> Generation:
     """A generation that holds the checkpoint ``source``."""
     state = torch.load(source, weights_only=True)["perdqn"]
     counters = {key: state[key] for key in ("env_steps", "update_steps", "episodes")}
     defaults = {"counters": counters, "environment": environment_fingerprint()}
     folder = GenerationFolder(run / "checkpoints")
-    return folder.write(
-        name, "regular", lambda file: file.write(source.read_bytes()), facts={**defaults, **facts}
-    )
+    return folder.write(name, kind, lambda file: file.write(source.read_bytes()), facts={**defaults, **facts})
 
 
 def copy_run(run: Path, root: Path) -> Path:

@@ -210,6 +210,16 @@ def test_a_run_is_its_newest_valid_generation(
     assert sorted(copied.rglob("*")) == files
 
 
+@pytest.mark.parametrize("updates", [16, 32])
+def test_how_a_state_is_stored_does_not_count(
+    run: Path, updates: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = run.parents[1] / "states"
+    in_parts = states / "in-parts" / "checkpoints" / f"update-{updates}.ckpt"
+    assert "replay" not in torch.load(in_parts, weights_only=True)["perdqn"]
+    assert printed(capsys, in_parts) == printed(capsys, states / f"{updates}.ckpt")
+
+
 def test_two_states_are_compared_part_by_part(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from holdfast.generations import GenerationFolder
 from perdqn.__main__ import main
 from perdqn.fingerprint import differing, fingerprint
 
-from .saved_runs import copy_run, damage, keeping, make_run
+from .saved_runs import add_generation, copy_run, damage, keeping, make_run
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,9 @@ def test_fork_goes_on_beside_the_run_and_leaves_it_as_it_was(
     states = original.parents[1] / "states"
     ends = [torch.load(folder / "end.ckpt", weights_only=True) for folder in (states, tmp_path)]
     assert differing(*map(fingerprint, ends)) == []
-    (adopted,) = GenerationFolder(run.with_name("version_1") / "checkpoints").audit().good
-    assert adopted.name == "update-32"
+    audit = GenerationFolder(run.with_name("version_1") / "checkpoints").audit()
+    assert "update-32" in {generation.name for generation in audit.good}
+    assert not audit.damaged
 
 
 def test_run_that_saves_anew_while_it_is_forked_is_named(
@@ -97,6 +98,22 @@ def test_fork_remembers_where_it_comes_from_for_life(run: Path, capsys: pytest.C
         assert json.loads(first.removeprefix("# forked_from: ")) == expected
         assert yaml.safe_load(rest)["model"]["seed"] == 0
     assert "forked_from" not in summary_of(run)
+
+
+def test_fork_takes_the_best_so_far_along_but_none_from_after_it(
+    run: Path, original: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints" / "update-32.json").unlink()
+    states = original.parents[1] / "states"
+    best = [("before", "16"), ("newest", "32"), ("after", "end")]
+    for name, state in best:
+        kind = "regular" if name == "newest" else "best"
+        add_generation(run, name, states / f"{state}.ckpt", kind, is_resumable=kind == "regular")
+    fork(capsys, run)
+    folder = GenerationFolder(run.with_name("version_1") / "checkpoints")
+    names = {generation.name for generation in folder.audit().good}
+    assert {"before", "newest"} <= names
+    assert "after" not in names
 
 
 def test_fork_of_a_named_checkpoint_starts_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,7 @@ def test_report_says_what_was_restored_and_that_nothing_changed(
     assert f"at           {position}\n" in said
     rows = count_rows(state["replay"])
     assert f"{rows} replay rows, 2 episodes in progress, all random streams" in said
-    assert "episodes     bit-exact\n" in said
+    assert "exactness    bit-exact\n" in said
     assert "environment  as it was" in said
     assert "changed" not in said
 
