@@ -5,9 +5,11 @@ Knows nothing about priorities or observations: its columns are arrays over the 
 A segment holds of every ring the rows from one counter up to another. A save writes the rows that no
 segment holds yet, and lists the segments that together hold every row alive. Rows never change, so
 neither do segments; one whose rows are all overwritten is listed no more, and its file goes with the
-last generation that names it. Small segments are joined: each time a row is written again, its segment
-has grown by half at least, up to a share of the replay (`_SHARE`), so there are never more than about
-`2 * _SHARE` and no save rewrites more than that share.
+last generation that names it.
+
+Many small saves would make many small segments. So a new one takes in those before it that hold less than
+twice its own rows, as long as all come to less than a share of the replay (`_JOINED`). Each time a row is
+written again its segment has grown by half at least; there are about ``2 * _JOINED`` segments at most.
 
 Format, version 1. The file is a Zstandard file (RFC 8878) of two frames: ``zstd -dc`` prints the columns.
 
@@ -46,8 +48,8 @@ Counters = tuple[int, ...]  # one per ring
 FORMAT, VERSION = "perdqn-rows", 1
 _SKIPPABLE = bytes.fromhex("502a4d18")
 _BLOCK_BYTES = 4 << 20  # handed to the compressor at once
-_SHARE = 64  # the largest segment, as a share of the replay ...
-_LEAST_BYTES = 8 << 20  # ... unless that would be less than this, uncompressed
+_JOINED, _SPLIT = 32, 16  # segments are joined up to a 32nd of the replay, and split from a 16th on ...
+_LEAST_BYTES = 32 << 20  # ... unless that would be less than this, uncompressed
 FAST, FASTEST = 1, -5  # zstd levels: for rows; for numbers that hardly shrink
 
 
@@ -95,7 +97,8 @@ def read_rows(
         with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
             for piece in _pieces(columns, first, stop):
                 _fill(np.empty_like(piece) if only_check else piece, reader)
-            reader.read(1)  # the end, where the content's checksum stands
+            if reader.read(1):
+                raise EOFError("there is more than its header says")
     except (zstandard.ZstdError, EOFError) as error:
         path = store.folder / file.path
         raise DamagedPart(f"{path} has its checksum, but cannot be decompressed: {error}") from error
@@ -126,7 +129,7 @@ def _check_header(file: File, content: memoryview, columns: Columns, first: Coun
     end = 8 + int.from_bytes(content[4:8], "little")
     try:
         header = json.loads(bytes(content[8:end])) if content[:4] == _SKIPPABLE else None
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{file.path} holds no rows of a replay")
@@ -216,7 +219,8 @@ class Journal:
         num_slots = len(next(iter(columns.values())))
         row_bytes = sum(column[0].nbytes for column in columns.values())
         self._length = num_slots // num_rings
-        self._most_rows = max(num_slots // _SHARE, _LEAST_BYTES // max(1, row_bytes), 1)
+        least = _LEAST_BYTES // max(1, row_bytes)
+        self._most_joined, self._most = (max(num_slots // n, least, 1) for n in (_JOINED, _SPLIT))
         self._segments: dict[Path, list[Segment]] = {}  # of each folder saved to, oldest first
 
     def forget(self) -> None:
@@ -263,7 +267,7 @@ class Journal:
         oldest = self._oldest(heads)
         while known:
             fresh, before = int((heads - first).sum()), known[-1].num_rows(oldest)
-            if before >= 2 * fresh or before + fresh > self._most_rows:
+            if before >= 2 * fresh or before + fresh > self._most_joined:
                 break
             first = np.minimum(first, np.maximum(known[-1].first, oldest))
             known = known[:-1]
@@ -271,7 +275,7 @@ class Journal:
 
     def _split(self, first: Ints, stop: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Into equal parts that are not too large, so that each can go when its own rows are dead."""
-        num = -(-int((stop - first).sum()) // self._most_rows)
+        num = -(-int((stop - first).sum()) // self._most)
         bounds = [first + (stop - first) * i // num for i in range(num + 1)] if num else []
         return pairwise(bounds)
 

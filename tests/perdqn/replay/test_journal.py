@@ -98,7 +98,8 @@ def header_of(part):
 @pytest.fixture(autouse=True)
 def _small_segments(monkeypatch):
     monkeypatch.setattr(journal, "_LEAST_BYTES", 0)
-    monkeypatch.setattr(journal, "_SHARE", 8)
+    monkeypatch.setattr(journal, "_JOINED", 8)
+    monkeypatch.setattr(journal, "_SPLIT", 8)
     monkeypatch.setattr(journal, "_BLOCK_BYTES", 64)
 
 
@@ -279,6 +280,30 @@ def test_each_folder_gets_only_what_it_lacks():
         filled(num_steps=0).load_parts(store, entry)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_rings_may_run_ahead_of_each_other_by_any_amount(seed):
+    rng, store, length = np.random.default_rng(seed), Store(), 20
+    columns, heads = {"place": np.zeros((3 * length, 2), np.int64)}, np.zeros(3, np.int64)
+    journal_of_rings = Journal(columns, 3)
+    for _ in range(60):
+        ends = heads + rng.choice([0, 0, 1, 2, 5, 30, 70], size=3)
+        for ring, (begin, end) in enumerate(zip(heads, ends, strict=True)):
+            for counter in range(begin, end):
+                columns["place"][ring * length + counter % length] = ring, counter
+        heads = ends
+        if store.parts and rng.random() < 0.3:
+            del store.parts[rng.choice(list(store.parts))]
+        store.written = []
+        segments = journal_of_rings.save(store, heads)
+        for header in (header_of(store.parts[path]) for path in store.written):
+            is_empty = np.equal(header["first"], header["stop"])
+            assert (is_empty | (header["first"] >= heads - length)).all(), "dead rows are not written"
+        store.parts = {segment.file.path: store.parts[segment.file.path] for segment in segments}
+        loaded = {"place": np.zeros_like(columns["place"])}
+        Journal(loaded, 3).load(store, segments, heads, has_rows=False)
+        np.testing.assert_array_equal(loaded["place"], columns["place"])
+
+
 def test_rows_from_elsewhere_are_not_taken_for_those_written():
     replay, store = filled(seed=0), Store()
     save(replay, store)
@@ -383,6 +408,11 @@ def renumbered(part):
     return part.replace(b'"version":1', b'"version":2')
 
 
+def lengthened(part):
+    raw = zstandard.ZstdDecompressor().stream_reader(bytes(part), read_across_frames=True).read()
+    return part[: part.index(b"}") + 1] + zstandard.compress(raw + b"x")
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -394,6 +424,7 @@ def renumbered(part):
         (lambda part: b"", ValueError, "holds no rows of a replay"),
         (lambda part: part[:-40], DamagedPart, "cannot be decompressed"),
         (lambda part: part[:-4] + bytes(4), DamagedPart, "cannot be decompressed"),
+        (lengthened, DamagedPart, "more than its header says"),
     ],
 )
 @pytest.mark.parametrize("num_steps", [0, 7])
