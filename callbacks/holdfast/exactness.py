@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Timer
 
 from .loaders import draws_nothing, flattened, has_length, is_iterable_style, is_stateful, num_workers
 from .plain import NotPlain, encode
@@ -38,9 +37,8 @@ def _of_machine(trainer: Any) -> Causes:
     is_gpu = trainer.strategy.root_device.type == "cuda"
     if is_gpu and not torch.are_deterministic_algorithms_enabled():
         yield "sums on the GPU differ from run to run (use Trainer(deterministic=True))"
-    has_timer = any(isinstance(callback, Timer) for callback in trainer.callbacks)
-    if has_timer or getattr(trainer, "_val_check_time_interval", None) is not None:
-        yield "the clock decides when to validate or to end (use steps instead of max_time and intervals)"
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        yield "the clock decides when to validate (use val_check_interval in steps)"
 
 
 def _of_data(trainer: Any) -> Causes:

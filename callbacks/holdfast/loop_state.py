@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -98,7 +98,10 @@ def restore_loops(trainer: Trainer, state: dict[str, Any]) -> None:
         setattr(trainer, name, time.monotonic() - seconds)
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(trainer)):
         trainer.accumulate_grad_batches = state["accumulate_grad_batches"]  # set at an epoch's start only
-    trainer.should_stop = trainer.should_stop or state["is_stopped_early"]
+    if state["is_stopped_early"] and any(
+        _stopping_callbacks(trainer)
+    ):  # else whoever stopped it was taken out
+        trainer.should_stop = True
 
 
 def capture_metrics(trainer: Trainer) -> dict[str, Any]:
@@ -124,8 +127,11 @@ def _plain_items(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _is_stopped_early(trainer: Trainer) -> bool:
     """Any other stop was a wish of the moment, and a resume is the wish to go on."""
-    stops = (callback for callback in _callbacks(trainer) if isinstance(callback, EarlyStopping))
-    return any(callback.stopping_reason.value for callback in stops)
+    return any(callback.stopping_reason.value for callback in _stopping_callbacks(trainer))
+
+
+def _stopping_callbacks(trainer: Trainer) -> Iterator[EarlyStopping]:
+    return (callback for callback in _callbacks(trainer) if isinstance(callback, EarlyStopping))
 
 
 def _callbacks(trainer: Any) -> list[Callback]:
