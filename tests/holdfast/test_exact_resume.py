@@ -506,7 +506,7 @@ def test_ordinary_program_is_bit_exact(tmp_path: Path) -> None:
         (lambda: iter([torch.rand(2, 4)]), {}, "the training data are an iterator"),
         (lambda: [DataLoader(Noisy(8, 1)), StatefulLoader(8, 2)], {}, "let all have one"),
         (lambda: [DataLoader(Noisy(8, 1)), DataLoader(Walk(8))], {}, "without a length may start again"),
-        (lambda: DataLoader(Noisy(8, 1)), {"max_time": "00:01:00:00"}, "the clock decides"),
+        (lambda: DataLoader(Noisy(8, 1)), {"val_check_interval": "00:01:00:00"}, "the clock decides"),
     ],
     ids=["persistent", "out of order", "iterator", "mixed", "cycle", "clock"],
 )
