@@ -325,6 +325,8 @@ class EmergencyCheckpoint(BoundaryCallback):
         """A trigger fired: in a signal handler, in a watching thread or in a hook."""
         self._is_alarmed = True
         reason, module = self._most_urgent(), self._trainer.lightning_module
+        if reason is not None and reason.signal is None:  # a handler must not log, and has spoken already
+            self._tell(f"{reason.message}: saving at the next boundary")
         is_urgent = reason is not None and (reason.is_stopping or reason.kind == Memory.kind)
         # a module's own way may be final, so it is only asked to where the run ends
         if is_urgent and (reason.is_stopping or not hasattr(module, "abort_evaluation")):  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ Knows nothing about what grows.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from itertools import combinations
 from statistics import median
 
@@ -13,9 +14,9 @@ from statistics import median
 class Growth:
     """The steadiest growth seen in a series, from tenths of seconds to ``window_s``.
 
-    On each scale the last eight samples count. Their rate is the median slope of all pairs (Theil-Sen), and
-    it counts where almost all pairs rise (Kendall's tau above `STEADY`). A single jump makes at most 16 of 28
-    pairs rise, and noise one time in 150.
+    On each scale the last eight samples count. Their rate is the median slope of all pairs (Theil-Sen), or of
+    the newer half's if that is more, and it counts where almost all pairs rise (Kendall's tau above
+    `STEADY`). A single jump makes at most 16 of 28 pairs rise, and noise one time in 150.
 
     Args:
         window_s: length of the longest scale.
@@ -53,6 +54,12 @@ class _Scale:
         self._samples.append((at, value))
         if len(self._samples) < Growth.NUM_SAMPLES:
             return
-        slopes = [(w - v) / (b - a) for (a, v), (b, w) in combinations(self._samples, 2)]
+        slopes = _slopes(list(self._samples))
         tau = sum((slope > 0) - (slope < 0) for slope in slopes) / len(slopes)
-        self.rate = median(slopes) if tau >= Growth.STEADY else 0.0
+        newest = list(self._samples)[Growth.NUM_SAMPLES // 2 :]  # all of growth that has only begun
+        self.rate = max(median(slopes), median(_slopes(newest))) if tau >= Growth.STEADY else 0.0
+
+
+def _slopes(samples: Sequence[tuple[float, float]]) -> list[float]:
+    """Of all pairs."""
+    return [(w - v) / (b - a) for (a, v), (b, w) in combinations(samples, 2)]

@@ -14,6 +14,7 @@ from .growth import Growth
 from .reason import Context, Trigger
 
 MIB = 2**20
+_LITTLE = 0.2  # share of the limit that is free
 
 
 class Figures(Protocol):
@@ -33,7 +34,7 @@ class Memory(Trigger):
     3. Nothing runs for want of memory in more than ``max_stall`` of the time, and little is free.
 
     The first alarm asks to save and to give memory back, and the run goes on. Another comes when what is
-    free has halved; below the floor it ends the run, before the kernel does.
+    free has halved since; where that is little, it ends the run, before the kernel does.
 
     Args:
         floor: share of the limit that is to stay free.
@@ -80,7 +81,6 @@ class Memory(Trigger):
         self._settled_at = now + self.settling_s
         self._growth = Growth(self.window_s)
         self._newest = (now, float("inf"))
-        self._too_soon: deque[bool] = deque(maxlen=2 * Growth.NUM_SAMPLES)
         self._stalls: deque[tuple[float, float]] = deque()
         self._highest = self._survived = 0  # since the last fall; the highest level come back from
         self._alarmed_at: int | None = None  # bytes free at the last alarm
@@ -100,13 +100,11 @@ class Memory(Trigger):
         self._before_save = None
         seconds = self._seconds_left(usage, now)
         needed = 2 * self._context.save_seconds() + self.margin_s
-        self._too_soon.append(
-            seconds < needed and usage.used_bytes > self._survived and now >= self._settled_at
-        )
-        message = self._message(usage, seconds, needed)
+        is_new = usage.used_bytes > self._survived and now >= self._settled_at
+        message = self._message(usage, seconds, needed if is_new else 0.0)
         self._note_level(usage, now)
         if message and (self._alarmed_at is None or usage.free_bytes < self._alarmed_at / 2):
-            is_last = self._alarmed_at is not None and usage.free_share < self.floor
+            is_last = self._alarmed_at is not None and usage.free_share < _LITTLE
             self._alarmed_at = usage.free_bytes
             self.fire(message, seconds if seconds < 3600 else None, is_last)
 
@@ -114,9 +112,9 @@ class Memory(Trigger):
         left = f"{usage.free_bytes / MIB:.0f} of {usage.limit_bytes / MIB:.0f} MiB are left in {usage.where}"
         if usage.free_share < self.floor:
             return left
-        if sum(self._too_soon) >= 2 and self._too_soon[-1]:
+        if seconds < needed:
             return f"{left}, enough for {seconds:.1f} s at this growth; a save may take {needed:.1f}"
-        if (stall := self._stall()) > self.max_stall and usage.free_share < 0.2:
+        if (stall := self._stall()) > self.max_stall and usage.free_share < _LITTLE:
             return f"{left}, and {100 * stall:.0f} % of the time is spent waiting for memory"
         return None
 
