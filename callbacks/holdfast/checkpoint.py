@@ -124,7 +124,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         self._waiting: list[_Wanted] = []
         self._before: dict[str, Any] = {}
         self._progress_saved = (0, 0, 0)
-        self._needs_rehearsal = False
+        self._needs_rehearsal = self._may_finish = False
         self._failure: tuple[Any, ...] = ()
         self._trusted: set[int] = set()  # sequence numbers of what this process has written or verified
         self._ahead: dict[int, float] = {}
@@ -163,13 +163,17 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(moved_to(state_dict, str(self.dirpath)))
+        self.current_score = state_dict.get("current_score")  # which ModelCheckpoint saves, but forgets here
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if not _is_dry(trainer):
+            on_first_rank(trainer, self._clear_up)  # not before what is resumed from has been loaded
         if self.monitor is not None and self.save_top_k != 0 and not _is_dry(trainer):
             self._believe_folder(trainer)
         self._progress_saved = _progress_of(trainer)
         self._manual_step = trainer.global_step
+        self._may_finish = hasattr(pl_module, "is_finished")
         self.schedule.start(trainer, pl_module)
 
     def on_train_batch_end(
@@ -185,7 +189,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             self._needs_rehearsal = False
             self._rehearse(trainer)
         is_due = self._is_due(trainer, pl_module)
-        if is_due or self._waiting:
+        if (is_due or self._waiting) and not _is_dry(trainer):
             self._save_all(trainer, pl_module, is_due)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -274,7 +278,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
     # What is saved at a boundary
 
     def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        if not self.schedule.every or _is_dry(trainer):
+        if not self.schedule.every:
             return False
         return self.schedule.is_due(trainer, pl_module) or self._is_ending(trainer, pl_module)
 
@@ -284,14 +288,15 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         A run that stops within an epoch is saved while that is open, because Lightning cannot extend a
         closed one; a run whose last epoch has come to its end is saved once that is closed.
         """
+        loop = trainer.fit_loop
         stops_here = (
-            (trainer.should_stop and trainer.fit_loop._can_stop_early)
-            or 0 <= trainer.max_steps <= trainer.global_step
-            or getattr(pl_module, "is_finished", False)
+            (trainer.should_stop and loop._can_stop_early)
+            or 0 <= loop.epoch_loop.max_steps <= trainer.global_step
+            or (self._may_finish and pl_module.is_finished)
         )
         if stops_here:
             return _progress_of(trainer)[:2] != self._progress_saved[:2]
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs = loop.epoch_progress.current
         return epochs.ready == epochs.completed and _progress_of(trainer) != self._progress_saved
 
     def _save_all(self, trainer: Trainer, pl_module: LightningModule, is_due: bool) -> None:
@@ -436,7 +441,12 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             lock = FolderLock(self.folder.path)
             lock.acquire()
             self._lock = lock
+
+    def _clear_up(self) -> None:
+        try:
             self.folder.collect()
+        except OSError as error:
+            rank_zero_warn(f"what a run before has left in {self.dirpath} stays there: {error}")
 
     def _leave_folder(self) -> None:
         if self._lock is not None:

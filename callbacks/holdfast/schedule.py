@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-_BUILT_IN: dict[str, Callable[[Trainer], int]] = {
-    "steps": lambda trainer: trainer.global_step,
-    "epochs": lambda trainer: trainer.current_epoch,
+_Count = Callable[[Trainer, LightningModule], float]
+_BUILT_IN: dict[str, _Count] = {
+    "steps": lambda trainer, module: trainer.global_step,
+    "epochs": lambda trainer, module: trainer.current_epoch,
 }
 MINUTES = "minutes"
 
@@ -43,8 +43,9 @@ class Schedule:
         self.counters = tuple(name for name in self.every if name not in _BUILT_IN and name != MINUTES)
         self._max_time_fraction = max_time_fraction
         self._clock = clock
-        self._counts: dict[str, float] = {}
-        self._saved_at = self._not_before = clock()
+        self._due: list[tuple[_Count, float]] = []  # what to count, and the next multiple of its period
+        self._due_at = float("inf")
+        self._not_before = clock()
 
     def check(self, module: LightningModule) -> None:
         """Refuse a name that means nothing."""
@@ -61,8 +62,8 @@ class Schedule:
 
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Count from here."""
-        self._saved_at = self._not_before = self._clock()
-        self._counts = self._count(trainer, module)
+        self._not_before = self._clock()
+        self.saved(trainer, module)
 
     def saved(self, trainer: Trainer, module: LightningModule, seconds: float = 0.0) -> None:
         """A save was made, or tried; the next is one period away.
@@ -70,28 +71,23 @@ class Schedule:
         Args:
             seconds: what it took, where it was a regular one.
         """
-        self._saved_at = self._clock()
-        self._counts = self._count(trainer, module)
+        now = self._clock()
+        self._due_at = now + 60 * self.every.get(MINUTES, float("inf"))
+        periods = ((period, self._counted(name)) for name, period in self.every.items() if name != MINUTES)
+        self._due = [(count, (count(trainer, module) // n + 1) * n) for n, count in periods]
         if seconds:
-            self._not_before = self._saved_at + seconds * (1 / self._max_time_fraction - 1)
+            self._not_before = now + seconds * (1 / self._max_time_fraction - 1)
 
     def is_due(self, trainer: Trainer, module: LightningModule) -> bool:
         """Whether to save now; the same on every rank."""
-        is_due = self._is_time() or self._has_passed(self._count(trainer, module))
+        is_due = any(count(trainer, module) >= due for count, due in self._due)
+        is_due = is_due or (MINUTES in self.every and self._clock() >= self._due_at)
         may_differ = MINUTES in self.every or bool(self.counters)  # from rank to rank
         if not (is_due or (may_differ and trainer.world_size > 1)):
             return False
         is_due = is_due and self._clock() >= self._not_before
         return is_due if trainer.world_size == 1 else bool(trainer.strategy.broadcast(is_due))
 
-    def _count(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        counts = {name: _BUILT_IN[name](trainer) for name in self.every if name in _BUILT_IN}
-        return {**counts, **{name: getattr(module, name) for name in self.counters}}
-
-    def _has_passed(self, counts: Mapping[str, Any]) -> bool:
-        every = self.every
-        return any(count // every[name] > self._counts[name] // every[name] for name, count in counts.items())
-
-    def _is_time(self) -> bool:
-        minutes = self.every.get(MINUTES)
-        return minutes is not None and self._clock() - self._saved_at >= 60 * minutes
+    @staticmethod
+    def _counted(name: str) -> _Count:
+        return _BUILT_IN.get(name) or (lambda trainer, module: getattr(module, name))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from disks import Disk
+from disks import Crash, Disk
 from holdfast import checkpoint as checkpoints
 from holdfast.boundary import BoundaryCallback, is_at_boundary
 from holdfast.checkpoint import DamagedCheckpoint, RehearsalFailed, VerifiedCheckpoint
@@ -716,6 +716,77 @@ def test_every_save_is_made_at_a_boundary(tmp_path: Path, monkeypatch: pytest.Mo
     make_trainer(tmp_path, ours, max_epochs=3, val_check_interval=4).fit(Line())
     assert len(places) > 9
     assert all(places)
+
+
+def test_a_run_killed_at_any_call_of_any_save_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+
+    def run(name: str, path: Any = None) -> tuple[Line, VerifiedCheckpoint]:
+        torch.manual_seed(0)
+        ours = VerifiedCheckpoint(
+            tmp_path / name, "best", "score", every={"steps": 3}, save_last=True, enable_version_counter=False
+        )
+        module = Line()
+        make_trainer(tmp_path, ours, max_epochs=2, val_check_interval=4).fit(module, ckpt_path=path)
+        return module, ours
+
+    disk.reset()
+    whole, kept = run("whole")
+    assert disk.num_calls > 150
+    for call in range(5, disk.num_calls, 17):
+        disk.reset(dead_from=call)
+        with pytest.raises(Crash):
+            run(str(call))
+        disk.reset()
+        has_saved = GenerationFolder(tmp_path / str(call)).newest_valid() is not None
+        assert has_saved or call < 30
+        module, ours = run(str(call), "last" if has_saved else None)
+        torch.testing.assert_close(module.state_dict(), whole.state_dict(), rtol=0, atol=0)
+        assert relative(ours, tmp_path / str(call)) == relative(kept, tmp_path / "whole")
+        assert {g.kind for g in audited(ours.folder)} == {"best", "regular"}
+
+
+@pytest.mark.timeout(300)
+def test_ranks_agree_and_survive_a_full_disk_of_the_first(tmp_path: Path) -> None:
+    program = f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_checkpoint import *
+
+        class Full(Callback):
+            def on_train_batch_end(self, trainer, *_):
+                if trainer.is_global_zero:
+                    os.fsync = refuse if 3 <= trainer.global_step < 6 else flush
+
+        def refuse(descriptor):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        class Synced(Line):
+            def validation_step(self, batch, batch_idx):
+                self.log("score", self.scores[self.num_validations], sync_dist=True)
+
+        flush, folder = os.fsync, Path({str(tmp_path)!r})
+        every = {{"steps": 2, "minutes": 9}}
+        ours = VerifiedCheckpoint(folder / "c", "best", "score", every=every, rehearse=True)
+        trainer = make_trainer(folder, Full(), ours, strategy="ddp", devices=2, max_epochs=2)
+        trainer.fit(Synced())
+        said = [float(ours.best_model_score), ours.best_model_path, ours.last_model_path, ours.num_saves]
+        (folder / f"rank{{trainer.global_rank}}.json").write_text(json.dumps(said))
+    """
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, "-W", "ignore", path], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert (
+        said[0] == said[1] == [3.0, str(tmp_path / "c/best.ckpt"), str(tmp_path / "c/last.ckpt"), said[0][-1]]
+    )
+    assert "are saved in" in done.stderr
+    folder = GenerationFolder(tmp_path / "c")
+    assert steps_of(folder, "best") == [10]  # the one of step 5 had no space
+    assert audited(folder)
 
 
 # Rehearsal, locks, and what is refused

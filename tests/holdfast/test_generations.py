@@ -543,6 +543,42 @@ def test_death_while_clearing_up_after_a_death_loses_nothing(
             assert folder.audit()[1:] == ([], []), (first, second)
 
 
+@pytest.mark.parametrize("name", ["new", "old"], ids=["new name", "same name"])
+def test_everything_is_flushed_before_anything_relies_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder, events = scene(tmp_path / "c"), list[tuple[str, str]]()
+    flush, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def fsync(descriptor: int) -> None:
+        events.append(("flush", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        flush(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        events.append(("name", Path(target).name))
+        is_new = source.name.endswith(".part") and "~1.ckpt" not in source.name  # which is a link
+        assert not is_new or ("flush", source.name) in events
+        replace(source, target)
+
+    def remove(path: Path) -> None:
+        events.append(("remove", Path(path).name))
+        unlink(path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "unlink", remove)
+    save_next(folder, name)
+    part = next(Path(file.path).name for file in folder.generations()[0].files if "rows-1" in file.path)
+    wanted = [("name", part), ("flush", "parts")]
+    if name == "old":
+        wanted += [("name", "old~1.ckpt"), ("name", "old~1.json"), ("flush", "c")]
+    wanted += [("name", f"{name}.ckpt"), ("flush", "c"), ("name", f"{name}.json"), ("flush", "c")]
+    if name == "old":
+        wanted += [("remove", "old~1.ckpt")]
+    rest = iter(events)
+    assert all(event in rest for event in wanted), events
+
+
 def test_a_disk_that_does_not_hold_what_was_written_is_found_out(
     folder: GenerationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
