@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from perdqn.acting.environment import is_native
 from perdqn.acting.exactness import self_test
@@ -70,8 +71,11 @@ def _run_to_the_end(cli: RunCLI, checkpoint: str | None) -> tuple[int, dict[str,
         return 0, _evaluate_finally(cli)
     except KeyboardInterrupt:
         return _INTERRUPTED, None
-    except SystemExit as end:  # Lightning makes a Ctrl-C that nobody handled an exit code of 1
-        return _INTERRUPTED if cli.trainer.interrupted or not end.code else int(end.code), None
+    except SIGTERMException:  # it came when training was ending anyway, so Lightning's own handler took it
+        return 128 + signal.SIGTERM, None
+    except SystemExit as end:
+        is_ctrl_c = isinstance(end.__context__, KeyboardInterrupt)  # Lightning makes it an exit code of 1
+        return _INTERRUPTED if is_ctrl_c or not end.code else int(end.code), None
     finally:
         cli.stop_clock()
 
