@@ -748,7 +748,7 @@ def test_a_run_killed_at_any_call_of_any_save_ends_as_if_it_had_not_been(
         assert {g.kind for g in audited(ours.folder)} == {"best", "regular"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(660)  # two processes, each with its own imports
 def test_ranks_agree_and_survive_a_full_disk_of_the_first(tmp_path: Path) -> None:
     program = f"""
         import os, sys
@@ -777,7 +777,7 @@ def test_ranks_agree_and_survive_a_full_disk_of_the_first(tmp_path: Path) -> Non
     """
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(program))
-    done = subprocess.run([sys.executable, "-W", "ignore", path], capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, "-W", "ignore", path], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     said = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert (
