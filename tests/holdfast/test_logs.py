@@ -201,7 +201,9 @@ def test_what_is_cut_off_is_kept_where_tensorboard_does_not_look(tmp_path: Path,
 @pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
 def test_another_folder_is_left_alone(kind: type, tmp_path: Path, monkeypatch: Any) -> None:
     fit(tmp_path / "a", kind, [5], 8, monkeypatch)
-    fit(tmp_path / "b", kind, [3], 6, monkeypatch)
+    fit(tmp_path / "b", kind, [5], 6, monkeypatch)
+    for journal in (tmp_path / "b").rglob(".metrics-*"):
+        journal.write_bytes(journal.read_bytes().replace(b"1.0", b"7.0"))
     before = {path: path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()}
     shutil.copy(tmp_path / "a" / "run.ckpt", tmp_path / "b" / "run.ckpt")
     if kind is CSVLogger:
@@ -216,16 +218,18 @@ def test_another_folder_is_left_alone(kind: type, tmp_path: Path, monkeypatch: A
 
 def test_checkpoint_that_names_files_elsewhere_cuts_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     fit(tmp_path, TensorBoardLogger, [4], 8, monkeypatch)
-    victim = tmp_path / "tfevents.precious"
-    victim.write_bytes(b"precious")
-    (tmp_path / "logs" / "run" / "tfevents.link").symlink_to(victim)
+    run, victim = tmp_path / "logs" / "run", tmp_path / "tfevents.precious"
+    content = next(run.glob("*tfevents*")).read_bytes()
+    victim.write_bytes(content)
+    (run / "tfevents.link").symlink_to(victim)
+    half = whole_records(victim, len(content) // 2)
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
-    files = checkpoint["logs"]["loggers"][0]["files"]
-    files |= {"../../tfevents.precious": 2, "tfevents.link": 2, str(victim): 2}
+    elsewhere = {"../../tfevents.precious": half, "tfevents.link": half, str(victim): half}
+    checkpoint["logs"]["loggers"][0]["files"] |= elsewhere
     torch.save(checkpoint, tmp_path / "run.ckpt")
-    with pytest.warns(UserWarning, match="lacks 2 bytes"):
+    with pytest.warns(UserWarning, match=f"lacks {half} bytes"):
         fit(tmp_path, TensorBoardLogger, [], None, monkeypatch)
-    assert victim.read_bytes() == b"precious"
+    assert victim.read_bytes() == content
 
 
 def test_running_process_that_goes_back_logs_on_behind_the_cut(tmp_path: Path) -> None:
