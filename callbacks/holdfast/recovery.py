@@ -76,6 +76,8 @@ class ErrorRecovery(BoundaryCallback):
         max_waiting_rows: of a silenced logger.
     """
 
+    recovers_from_non_finite = True  # EmergencyCheckpoint leaves it to us, and acts on what we raise
+
     def __init__(
         self,
         max_skipped: int = 10,
