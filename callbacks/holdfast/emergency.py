@@ -218,7 +218,8 @@ class EmergencyCheckpoint(BoundaryCallback):
         self._find_folder(trainer)
 
     def _find_folder(self, trainer: Trainer) -> None:
-        beside = next((c for c in _callbacks_of(trainer) if isinstance(c, VerifiedCheckpoint)), None)
+        self._leave_folder()
+        beside = _beside(trainer)
         if beside is not None:
             path = beside.folder.path
         else:
@@ -435,7 +436,7 @@ class EmergencyCheckpoint(BoundaryCallback):
         assert self._folder is not None
         if not newest.is_resumable:
             return
-        beside = next((c for c in _callbacks_of(trainer) if isinstance(c, VerifiedCheckpoint)), None)
+        beside = _beside(trainer)
         link(newest.checkpoint, Path((beside and beside.last_model_path) or self._folder.path / _LAST))
         mine = [g for g in self._folder.generations() if g.kind == EMERGENCY and run_of(trainer).owns(g)]
         for generation in mine[self.keep :]:
@@ -504,6 +505,12 @@ class EmergencyCheckpoint(BoundaryCallback):
 
 def _callbacks_of(trainer: Trainer) -> list[Any]:
     return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
+
+
+def _beside(trainer: Trainer) -> VerifiedCheckpoint | None:
+    """The one that saves regularly, if there is one: another may keep the best alone."""
+    found = [c for c in _callbacks_of(trainer) if isinstance(c, VerifiedCheckpoint)]
+    return max(found, key=lambda checkpoint: bool(checkpoint.schedule.every), default=None)
 
 
 def _is_dry(trainer: Trainer) -> bool:

@@ -15,6 +15,7 @@ from .reason import Context, Trigger
 
 MIB = 2**20
 _LITTLE = 0.2  # share of the limit that is free
+_SAME = 0.02  # of the limit: levels less apart are one
 
 
 class Figures(Protocol):
@@ -100,7 +101,8 @@ class Memory(Trigger):
         self._before_save = None
         seconds = self._seconds_left(usage, now)
         needed = 2 * self._context.save_seconds() + self.margin_s
-        is_new = usage.used_bytes > self._survived and now >= self._settled_at
+        is_known = usage.used_bytes < self._survived + _SAME * usage.limit_bytes
+        is_new = now >= self._settled_at and not is_known
         message = self._message(usage, seconds, needed if is_new else 0.0)
         self._note_level(usage, now)
         if message and (self._alarmed_at is None or usage.free_bytes < self._alarmed_at / 2):
@@ -134,7 +136,7 @@ class Memory(Trigger):
     def _note_level(self, usage: Usage, now: float) -> None:
         """What has been survived, how long all stood still, and whether an alarm is over."""
         self._highest = max(self._highest, usage.used_bytes)
-        if usage.used_bytes < self._highest - 0.02 * usage.limit_bytes:
+        if usage.used_bytes < self._highest - _SAME * usage.limit_bytes:
             self._survived, self._highest = max(self._survived, self._highest), usage.used_bytes
         enough = max(2 * (self._alarmed_at or 0), 2 * self.floor * usage.limit_bytes)
         if usage.free_bytes > enough:

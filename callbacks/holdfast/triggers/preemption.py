@@ -171,7 +171,6 @@ class Azure:
 
 
 _CLOUDS: dict[str, Callable[[], Source]] = {"gcp": Gcp, "aws": Aws, "azure": Azure}
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def fetch(url: str, headers: Mapping[str, str], method: str = "GET", timeout_s: float = 1.0) -> str | None:
@@ -180,9 +179,10 @@ def fetch(url: str, headers: Mapping[str, str], method: str = "GET", timeout_s: 
     Raises:
         OSError: no answer, or another one than the text.
     """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
-        with _direct.open(request, timeout=timeout_s) as answer:
+        with direct.open(request, timeout=timeout_s) as answer:
             return str(answer.read(65536).decode(errors="replace")).strip()
     except urllib.error.HTTPError as error:
         with error:

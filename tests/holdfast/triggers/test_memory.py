@@ -83,6 +83,7 @@ HEALTHY = {
     "breathing": breathing,
     "saw-tooth of an epoch": saw(0.4, 0.8, 60.0),
     "saw-tooth of a second": saw(0.5, 0.7, 1.0),
+    "steep and high saw-tooth": saw(0.4, 0.9, 3.0),
     "high saw-tooth": saw(0.6, 0.9, 30.0),
     "data set loaded, then flat": steps((0, 0.2), (30, 0.7), rise=0.05),
     "three loads": steps((0, 0.2), (30, 0.4), (60, 0.6), (90, 0.8), rise=0.04),
