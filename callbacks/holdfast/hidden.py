@@ -18,13 +18,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from .plain import Generator, NotPlain, decode, encode, find_generators, get_generator, set_generator
 
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 _LIGHTNING_INTERNALS = frozenset(vars(LightningModule())) - {"training"}
-_SELF_SAVING = ("lightning", "pytorch_lightning", "holdfast")  # packages whose callbacks save themselves
+_SELF_SAVING = ("lightning", "holdfast")  # packages whose callbacks save themselves
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype)
 _MANY_ITEMS, _MANY_BYTES = 10_000, 2**20  # above, only a new object counts as a change
 
@@ -48,9 +47,6 @@ class Hidden:
 
     def capture(self, also_unchanged: bool = False) -> dict[str, Any]:
         """All that differs from the start, as plain types; ``also_unchanged`` adds what is small."""
-        for part in self._trainer.lightning_module.modules():
-            if isinstance(part, MetricCollection):
-                list(part.values(copy_state=False))  # its members take their group's state when looked at
         owners = list(_owners(self._trainer))
         attributes = {name: dict(self._chosen(name, owner, also_unchanged)) for name, owner in owners}
         streams = {name: {k: get_generator(g) for k, g in find_generators(owner)} for name, owner in owners}

@@ -20,6 +20,7 @@ import torch
 from holdfast.boundary import BoundaryCallback, StopRun, abort_evaluation, exact_state, exactness
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.demos.boring_classes import RandomIterableDataset
 from lightning.pytorch.utilities import CombinedLoader
 from programs import NAMES, Memory, Outcome, Program, Resumed, SaveAt, Trace, build, differences, run
 from programs.augmented import Noisy
@@ -268,6 +269,12 @@ def test_iterable_dataset_that_shares_a_stream_with_the_steps_is_named(tmp_path:
         assert straight.faults(3)
 
 
+@pytest.mark.filterwarnings("ignore:the position in the data may be inexact")
+def test_batch_read_ahead_is_kept_where_it_cannot_be_drawn_again(tmp_path: Path) -> None:
+    # each item is new noise from the stream that dropout draws from too
+    check_every_resume(partial(with_loader, lambda: DataLoader(RandomIterableDataset(4, 12), 2)), tmp_path)
+
+
 def test_module_that_owns_its_data_position_is_left_alone(tmp_path: Path) -> None:
     class Owner(AnyBatch):
         owns_data_position = True
@@ -318,6 +325,25 @@ def test_run_by_steps_given_more_of_them_equals_the_longer_run(tmp_path: Path) -
     last = len(short.saver.notes) - 3
     resumed = run(make(), tmp_path, short.saver.saved[last][0], lambda *_: [Resumed()], max_steps=15)
     assert not differences(vars(whole.rest(last)), vars(resumed))
+
+
+def test_epoch_that_a_hook_cut_short_is_counted_as_it_was(tmp_path: Path) -> None:
+    class CutShort(Regression):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if self.current_epoch == 0 and batch_idx == 2 else None
+
+    def make() -> Program:
+        program = with_loader(lambda: DataLoader(Noisy(10, 1), batch_size=2, shuffle=True))
+        program.module = CutShort()
+        return program
+
+    check_every_resume(make, tmp_path)
+
+
+def test_lightning_does_not_advise_what_is_done(tmp_path: Path) -> None:
+    straight = Straight(partial(build, "boring"), tmp_path)
+    with warning_of("dataloader is not resumable", times=0):
+        assert not straight.faults(3)
 
 
 class Abort(Callback):
@@ -377,6 +403,49 @@ def test_gradients_of_manual_optimization_are_kept(tmp_path: Path) -> None:
         return program
 
     check_every_resume(make, tmp_path)
+
+
+class Rolling(BoundaryCallback):
+    """Goes back to an earlier checkpoint once, within the process, as a recovery from divergence does."""
+
+    def __init__(self, folder: Path, trace: Trace, memory: Memory, at: int) -> None:
+        self.saver, self.at, self.is_done = SaveAt(folder, trace, memory, {2}), at, False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if not self.is_done:
+            fit_loop = trainer.fit_loop
+            self.run, fit_loop.run = fit_loop.run, partial(self.run_twice, trainer)  # type: ignore[method-assign]
+
+    def on_save_checkpoint(self, *args: Any) -> None:
+        self.saver.on_save_checkpoint(*args)
+
+    def on_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saver.on_boundary(trainer, pl_module)
+        if self.saver.num_boundaries == self.at and not self.is_done:
+            self.is_done = True
+            raise StopRun
+
+    def run_twice(self, trainer: Trainer) -> None:
+        with contextlib.suppress(StopRun):
+            return self.run()
+        loop, connector = trainer.fit_loop, trainer._checkpoint_connector
+        loop.teardown()
+        loop._combined_loader = loop.epoch_loop.val_loop._combined_loader = None
+        trainer.training = True
+        self.setup(trainer, trainer.lightning_module, "fit")
+        connector._restore_modules_and_callbacks(self.saver.saved[2][0])
+        connector.restore_training_state()
+        return self.run()
+
+
+@pytest.mark.parametrize("at", [5, 13])
+def test_run_that_goes_back_within_its_process_ends_as_if_it_had_not(at: int, tmp_path: Path) -> None:
+    whole = Straight(partial(build, "augmented"), tmp_path)
+    rolled = run(build("augmented"), tmp_path, None, lambda *a: [Rolling(tmp_path, *a, at)])
+    assert not differences(whole.outcome.state, rolled.state)
+    num_events = len(whole.rest(2).events)
+    assert not differences(whole.rest(2).events, rolled.events[-num_events:])
 
 
 def test_early_stop_is_kept_and_any_other_wish_to_stop_is_not(tmp_path: Path) -> None:
@@ -529,3 +598,13 @@ def test_unseeded_program_is_asked_to_seed(tmp_path: Path, monkeypatch: pytest.M
     program = build("boring")
     monkeypatch.delenv("PL_GLOBAL_SEED")
     assert "call seed_everything" in answer_of(program, tmp_path)
+
+
+# -- processes --------------------------------------------------------------------------------------
+
+
+def test_program_killed_in_the_middle_of_a_hook_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    from programs.__main__ import kill_and_compare, start
+
+    assert start("gan", tmp_path / "whole") == 0
+    assert kill_and_compare("gan", tmp_path / "killed", tmp_path / "whole", 35, 1, "a seed") == []
