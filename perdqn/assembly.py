@@ -6,7 +6,6 @@ Knows nothing about what is done with them.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import sys
 from argparse import ArgumentError
@@ -19,7 +18,7 @@ import psutil
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -168,7 +167,7 @@ class RunCLI(LightningCLI):
     def provenance(self) -> dict[str, Any]:
         """What the run's summary says of how this sitting came about."""
         forked = {"forked_from": dict(self.lineage)} if self.lineage else {}
-        return {"command": self.told, "changes": self.changes, **forked}
+        return {"exactness": self.exactness, "command": self.told, "changes": self.changes, **forked}
 
     # -- building
 
@@ -179,6 +178,8 @@ class RunCLI(LightningCLI):
         if self.command in ("fit", "resume") and not self.config.trainer.fast_dev_run:
             self.folder = self.resumed or self._claim_folder()
             _keep_loggers_in(self.folder, self.config.trainer.logger)
+        if self.command in ("fit", "resume"):  # for what of others draws from the global streams
+            seed_everything(self.settings.seed, verbose=False)
         if self.command != "check":
             with self.discarding_empty_folder():
                 super().instantiate_classes()
@@ -242,7 +243,7 @@ class RunCLI(LightningCLI):
             return []
         summary = format_config_summary(get_config_summary(self.settings))
         texts = {self.folder.config.name: self.config_text, self.folder.config_summary.name: summary}
-        self.record = RunRecord(self.folder, texts, self.provenance)
+        self.record = RunRecord(self.folder, texts, lambda: self.provenance)
         if with_checkpoints:
             self.keepers = [self.config_init[section] for section in SECTIONS]
             self.config_init.checkpoint.dirpath = str(self.folder.checkpoints)
@@ -252,10 +253,8 @@ class RunCLI(LightningCLI):
     @property
     def events(self) -> list[dict[str, Any]]:
         """What threatened the run and what was done about it, oldest first."""
-        histories = [getattr(keeper, "history", []) for keeper in self.keepers]
-        return sorted(
-            (dict(event) for history in histories for event in history), key=lambda it: str(it["time"])
-        )
+        events = [dict(event) for keeper in self.keepers for event in getattr(keeper, "history", [])]
+        return sorted(events, key=lambda event: str(event["time"]))
 
 
 def parser_of(command: str) -> LightningArgumentParser:
@@ -358,14 +357,6 @@ def _keep_loggers_in(run: RunFolder, loggers: Any) -> None:
         if {"save_dir", "name", "version"} <= set(settings.keys()) and "project" not in settings:
             settings.save_dir, settings.name = str(run.path.parent.parent), run.path.parent.name
             settings.version = run.path.name
-            _set_metrics_aside(run.path / "metrics.csv")
-
-
-def _set_metrics_aside(path: Path) -> None:
-    """Rename the rows so far: Lightning's CSVLogger begins its file anew."""
-    if path.is_file():
-        names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count())
-        path.rename(next(name for name in names if not name.exists()))
 
 
 for _name in ("Run", "RunDisabled", "Artifact"):  # only type checkers see them, and the parser reads hints

@@ -167,6 +167,11 @@ class PERDQN(LightningModule):
         return self.experience.env_steps
 
     @property
+    def log_step(self) -> int:
+        """The x-axis of whatever callbacks log."""
+        return self.env_steps
+
+    @property
     def episodes(self) -> int:
         """Finished training episodes."""
         return self.experience.episodes

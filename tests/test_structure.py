@@ -168,7 +168,7 @@ def test_holdfast_imports_nothing_it_does_not_depend_on() -> None:
     project = tomllib.loads((HOLDFAST.parent / "pyproject.toml").read_text())["project"]
     declared = {Requirement(line).name for line in project["dependencies"]}
     faults = [arrow for arrow in third_party(HOLDFAST) if arrow.target.split(".")[0] not in declared]
-    assert declared == {"lightning", "numpy", "psutil", "torch"}
+    assert declared == {"lightning", "numpy", "psutil", "torch", "torchmetrics"}
     assert not faults, shown(faults)
 
 
@@ -176,7 +176,8 @@ def test_holdfast_imports_nothing_it_does_not_depend_on() -> None:
 def test_there_is_one_lightning(package: Path) -> None:
     # the callbacks and modules of `pytorch_lightning` are other classes than those of `lightning.pytorch`
     names = [arrow for arrow in third_party(package) if "lightning" in arrow.target.split(".")[0]]
-    faults = [arrow for arrow in names if not f"{arrow.target}.".startswith("lightning.pytorch.")]
+    homes = ("lightning.pytorch.", "lightning.fabric.")
+    faults = [arrow for arrow in names if not f"{arrow.target}.".startswith(homes)]
     assert names
     assert not faults, shown(faults)
 

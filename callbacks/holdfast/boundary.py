@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from .evaluation import EvaluationAborted
 from .exact import ExactResume
+from .logs import restore_log_positions, resume_logging
 from .loop_state import around
 
 _ATTRIBUTE = "_holdfast_boundary"
@@ -41,6 +42,7 @@ class BoundaryCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        resume_logging(trainer)  # muted by a resume that never began to train
         if stage == "fit":
             _boundary_of(trainer).begin()
 
@@ -49,7 +51,7 @@ class BoundaryCallback(Callback):
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         if trainer.state.fn == TrainerFn.FITTING:
-            _boundary_of(trainer).exact.load(checkpoint)
+            _boundary_of(trainer).load(checkpoint)
 
     def on_validation_batch_start(
         self,
@@ -84,8 +86,16 @@ class _Boundary:
         ours = [c for c in self._trainer.callbacks if isinstance(c, BoundaryCallback)]
         self._callbacks = [c for c in ours if type(c).on_boundary is not BoundaryCallback.on_boundary]
 
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """The fit that begins resumes from ``checkpoint``; several callbacks may say so."""
+        self.exact.load(checkpoint)
+        positions = checkpoint.get("holdfast", {}).pop("logs", None)
+        if positions is not None:
+            restore_log_positions(self._trainer, positions)
+
     def _start_epoch(self, on_run_start: Callable[[Any], None], data_fetcher: Any) -> None:
         self.exact.start_epoch(on_run_start, data_fetcher)
+        resume_logging(self._trainer)
         self._dispatch()
 
     def _end_iteration(self, on_advance_end: Callable[[Any], None], data_fetcher: Any) -> None:
@@ -109,6 +119,7 @@ class _Boundary:
 
     def _end_run(self, on_run_end: Callable[[], None]) -> None:
         self.exact.finish()
+        resume_logging(self._trainer)
         self._dispatch()  # what the last epoch's end left waiting, before anything changes the weights
         on_run_end()
         self._dispatch()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .boundary import exact_state
 from .environment import environment_fingerprint
+from .logs import log_positions
 from .manifest import plain
 from .parts import PartStore, Stateful, save_with_parts
 
@@ -59,7 +60,12 @@ def capture(trainer: Trainer, store: PartStore | None, weights_only: bool) -> Ca
     with save_with_parts(has_parts):
         checkpoint = _dump(trainer, weights_only, notes)
     if not weights_only:
-        checkpoint["holdfast"] = {"version": VERSION, "parts": entries, "exact": exact_state(trainer)}
+        checkpoint["holdfast"] = {
+            "version": VERSION,
+            "parts": entries,
+            "exact": exact_state(trainer),
+            "logs": log_positions(trainer),
+        }
     _leave_out_unloadable(checkpoint, notes)
     return Capture(checkpoint, notes)
 

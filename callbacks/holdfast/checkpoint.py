@@ -88,6 +88,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             manual optimisation), "minutes", "epochs", or any counter that is an attribute of the module.
             The end of training is saved too. Without ``monitor`` or a trigger, nothing else is saved then.
         keep: how many valid regular generations of this run to keep.
+        at_start: save before the first batch, too, where nothing can be resumed yet.
         rehearse: save, verify and load once before the first batch; end the run where that fails.
         max_time_fraction: largest share of the run spent on regular saves; slow ones become rarer.
         user: plain values for the manifest.
@@ -103,6 +104,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         *,
         every: Mapping[str, int | float] | None = None,
         keep: int = 2,
+        at_start: bool = False,
         rehearse: bool = False,
         max_time_fraction: float = 1.0,
         user: Mapping[str, Any] | None = None,
@@ -116,6 +118,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         super().__init__(os.fspath(dirpath) if dirpath else None, filename, monitor, **options)
         self.schedule = Schedule(every, max_time_fraction, clock)
         self.keep = keep
+        self.at_start = at_start
         self.rehearse = rehearse
         self.user = plain(dict(user or {}))
         self.num_saves = 0
@@ -124,7 +127,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         self._waiting: list[_Wanted] = []
         self._before: dict[str, Any] = {}
         self._progress_saved = (0, 0, 0)
-        self._needs_rehearsal = self._may_finish = False
+        self._needs_rehearsal = self._needs_start = self._may_finish = False
         self._failure: tuple[Any, ...] = ()
         self._trusted: set[int] = set()  # sequence numbers of what this process has written or verified
         self._ahead: dict[int, float] = {}
@@ -162,6 +165,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             restore_parts(trainer, checkpoint, Path(path))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._waiting = []  # decided in a future that was given up, where a run goes back
         super().load_state_dict(moved_to(state_dict, str(self.dirpath)))
         self.current_score = state_dict.get("current_score")  # which ModelCheckpoint saves, but forgets here
 
@@ -173,6 +177,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             self._believe_folder(trainer)
         self._progress_saved = _progress_of(trainer)
         self._manual_step = trainer.global_step
+        self._needs_start = self.at_start and on_first_rank(trainer, self._has_nothing_to_resume)
         self._may_finish = hasattr(pl_module, "is_finished")
         self.schedule.start(trainer, pl_module)
 
@@ -280,7 +285,8 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
     def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         if not self.schedule.every:
             return False
-        return self.schedule.is_due(trainer, pl_module) or self._is_ending(trainer, pl_module)
+        is_start, self._needs_start = self._needs_start, False
+        return is_start or self.schedule.is_due(trainer, pl_module) or self._is_ending(trainer, pl_module)
 
     def _is_ending(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether nothing will be saved after this boundary unless it is now.
@@ -435,6 +441,9 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
             self.folder.remove(generation, with_parts=False)
 
     # The folder
+
+    def _has_nothing_to_resume(self) -> bool:
+        return not any(generation.is_resumable for generation in self.folder.generations())
 
     def _claim_folder(self) -> None:
         if self._lock is None:

@@ -15,6 +15,7 @@ from .data_position import DataPosition
 from .evaluation import AbortableEvaluation
 from .exactness import state_exactness
 from .hidden import Hidden, get_gradients, set_gradients
+from .logs import resume_logging
 from .loop_state import around, capture_loops, forget_restart, restore_loops
 from .rng import get_global_rng, set_global_rng
 
@@ -183,6 +184,7 @@ class ExactResume:
             set_gradients(trainer.lightning_module, state["gradients"])
         self.data.finish()
         self._pending = None
+        resume_logging(trainer)
         set_global_rng(state["rng"])
 
 

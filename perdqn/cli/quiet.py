@@ -13,6 +13,8 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from holdfast.checkpoint import RehearsalFailed
+from holdfast.saving import DamagedCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from perdqn.acting.environment import MissingExtra
@@ -31,6 +33,13 @@ KNOWN = (
     ".*`dataloader_iter`",  # the step flavour the module is written for
 )
 
+EXPECTED = (
+    MissingExtra,
+    MisconfigurationException,
+    ArgumentError,
+    DamagedCheckpoint,
+    RehearsalFailed,
+)
 Command = Callable[[list[str]], int]
 
 
@@ -42,7 +51,7 @@ def quietly(command: Command) -> Command:
         try:
             with quiet():
                 return command(argv)
-        except (MissingExtra, MisconfigurationException, ArgumentError) as error:
+        except EXPECTED as error:
             raise Refused(str(error)) from error
 
     return wrapped

@@ -18,6 +18,7 @@ from holdfast.environment import compare, environment_fingerprint
 from holdfast.files import write_whole
 from holdfast.generations import GenerationFolder
 from holdfast.lock import FolderLock
+from holdfast.logs import forget_logs
 
 from perdqn.assembly import RunCLI
 from perdqn.cli.checkpoints import list_fixed, read_full_checkpoint, refuse_other_shapes, without_replay
@@ -41,8 +42,19 @@ def resume(argv: list[str]) -> int:
         RunCLI("resume", expand(options))  # prints what was asked for
         return 0
     is_fork, root, told = "--fork" in options, get_root(options), spell("resume", argv)
-    with contextlib.nullcontext() if is_fork else _owning(find_run(reference, root)):
+    run = find_run(reference, root)
+    if run.config.is_file() and not run.has_save and not is_fork:
+        return _begin_anew(run, expand(options), told)
+    with contextlib.nullcontext() if is_fork else _owning(run):
         return _go_on(find_save(reference, root), expand(options), told, is_fork)
+
+
+def _begin_anew(run: RunFolder, options: list[str], told: str) -> int:
+    """A run that was killed in the instant before its first save."""
+    cli = RunCLI("resume", ["--config", str(run.config), *options], origin=run, told=told)
+    print(f"{run.path} was killed before anything was saved: it begins anew, with its own settings")
+    forget_logs(cli.trainer)
+    return train(cli, None)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
     with _naming_failure(cli):
         if cli.folder is not None:
             print(f"run folder {cli.folder.path}")
-            cli.exactness = _test_exactness(cli)
-            if cli.origin is None:  # else the report has said so
+            cli.exactness = _get_exactness(cli)
+            if checkpoint is None:  # else the report has said so
                 print(f"exactness  {cli.exactness}")
         code, final = _run_to_the_end(cli, checkpoint)
     status, reason = _get_outcome(cli, code)
@@ -49,10 +49,13 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
     return code
 
 
-def _test_exactness(cli: RunCLI) -> str:
+def _get_exactness(cli: RunCLI) -> str:
     """Whether an interrupted episode can be played again as it was; found out once, when a run begins."""
-    if cli.origin is not None:
-        return str(cli.origin.read_summary().get("exactness", "not tested"))
+    known = cli.origin.read_summary().get("exactness") if cli.origin is not None else None
+    return _test_exactness(cli) if known is None else str(known)
+
+
+def _test_exactness(cli: RunCLI) -> str:
     assert cli.spec is not None
     # ALE's seeded reset takes a fifth of a second
     num_episodes = 2 if is_native(cli.settings.env) else 100
@@ -127,7 +130,6 @@ def _get_run_figures(cli: RunCLI, status: str, reason: str, final: dict[str, Any
         "status": status,
         "stop_reason": reason,
         **get_figures(cli.model, cli.seconds, final),
-        "exactness": cli.exactness,
         "events": cli.events,
         **cli.provenance,
     }

@@ -17,7 +17,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "checkpoint": (
         VerifiedCheckpoint,
-        {"every": {"minutes": 1.0}, "keep": 2, "rehearse": False, "max_time_fraction": 0.005, "user": None},
+        {
+            "every": {"minutes": 1.0},
+            "keep": 2,
+            "at_start": True,
+            "rehearse": False,
+            "max_time_fraction": 0.005,
+            "user": None,
+        },
     ),
     "emergency": (
         EmergencyCheckpoint,
@@ -33,7 +40,14 @@ SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
     ),
     "recovery": (
         ErrorRecovery,
-        {"max_skipped": 10, "max_rollbacks": 3, "lr_factor": 0.5, "spike_factor": None, "oom_retries": 2},
+        {
+            "max_skipped": 10,
+            "max_rollbacks": 3,
+            "lr_factor": 0.5,
+            "spike_factor": None,
+            "check_gradients": False,  # one pass over them an update; the next loss tells as well
+            "oom_retries": 2,
+        },
     ),
 }
 

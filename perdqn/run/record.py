@@ -20,7 +20,7 @@ class RunRecord(Callback):
 
     Args:
         texts: what to write to files of the run folder, by name.
-        figures: the first summary, beside a status of ``running``.
+        figures: gives the first summary, beside a status of ``running``.
         clock: seconds, monotonic.
     """
 
@@ -28,7 +28,7 @@ class RunRecord(Callback):
         self,
         folder: RunFolder,
         texts: Mapping[str, str],
-        figures: Mapping[str, Any],
+        figures: Callable[[], Mapping[str, Any]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.texts, self.figures = folder, texts, figures
@@ -50,7 +50,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             for name, text in self.texts.items():
                 write_whole(self.folder.path / name, text)
-            self.folder.write_summary({"status": "running", **self.figures})
+            self.folder.write_summary({"status": "running", **self.figures()})
 
     def stop_clock(self) -> None:
         self._seconds_before, self._started_at = self.seconds, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ import yaml
 
 from perdqn import shipped
 from perdqn.__main__ import COMMANDS, main
+from perdqn.evaluation import EpisodeStatistics
+from perdqn.module import PERDQN
 
 TINY = {
     "model.total_env_steps": 400,
@@ -537,30 +540,33 @@ def test_resume_extends_a_run_in_its_folder_and_lists_changes(
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
 
 
-def test_worse_agent_does_not_replace_the_best_after_a_resume_of_a_moved_run(run: Path) -> None:
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    for name, state in saved["callbacks"].items():
-        if name.startswith("BestCheckpoint"):
-            state["best_model_score"] = torch.tensor(1e6)
-            state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(1e6))
-            state["kth_value"] = torch.tensor(1e6)
-    torch.save(saved, run / "checkpoints" / "last.ckpt")
+def test_worse_agent_does_not_replace_the_best_after_a_resume_of_a_moved_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     best = (run / "checkpoints" / "best.ckpt").read_bytes()
+    compute = EpisodeStatistics.compute
+    monkeypatch.setattr(EpisodeStatistics, "compute", lambda self: {**compute(self), "mean": -1e6})
     assert main(["resume", str(run), "--model.total_env_steps=600"]) == 0
     assert (run / "checkpoints" / "best.ckpt").read_bytes() == best
 
 
-def test_resumed_csv_log_keeps_its_rows(tmp_path: Path) -> None:
+def test_resumed_csv_log_goes_on_without_doubles(tmp_path: Path) -> None:
     arguments = {"save_dir": str(tmp_path / "elsewhere")}
     logger = json.dumps({"class_path": "CSVLogger", "init_args": arguments})
     assert fit(tmp_path, trainer__logger=logger, trainer__log_every_n_steps=5) == 0
     log = tmp_path / "lightning_logs" / "version_0" / "metrics.csv"
-    before = log.read_text()
+    before = losses_in(log)
     root = f"--trainer.default_root_dir={tmp_path}"
     assert main(["resume", root, "--model.total_env_steps=600"]) == 0
-    assert log.with_name("metrics.0.csv").read_text() == before
-    assert ",600," in log.read_text()
-    assert summary_of(tmp_path)["env_steps"] == 600
+    after = losses_in(log)
+    assert len(after) > len(before) > 0
+    assert after[: len(before)] == before
+    assert len({step for step, _ in after}) == len(after)
+
+
+def losses_in(log: Path) -> list[tuple[str, str]]:
+    with log.open() as file:
+        return [(row["step"], row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
 def test_run_at_its_target_is_not_resumed_as_it_is(
@@ -603,17 +609,38 @@ def test_new_run_starts_from_a_checkpoint(finished: Path, tmp_path: Path) -> Non
     [
         ("nowhere", "neither a run folder nor a checkpoint"),
         ("empty", "no run folder"),
-        ("unsaved", "before its first save"),
     ],
 )
 def test_resume_refuses_with_the_reason(
     tmp_path: Path, reference: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "unsaved").mkdir()
-    (tmp_path / "unsaved" / "config.yaml").write_text("{}")
     assert main(["resume", str(tmp_path / reference)]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_run_killed_before_its_first_save_begins_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = summary_of(run.parent.parent)
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    assert main(["resume", str(run)]) == 0
+    assert "begins anew" in capsys.readouterr().out
+    after = summary_of(run.parent.parent)
+    assert after["final_evaluation_mean"] == before["final_evaluation_mean"]
+    assert after["exactness"] == before["exactness"] == "bit-exact"
+
+
+def test_run_killed_after_its_first_boundary_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(PERDQN, "training_step", lambda self, dataloader_iter: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path)
+    assert summary_of(tmp_path)["exactness"] == "bit-exact"
+    assert main(["resume", str(tmp_path / "lightning_logs" / "version_0")]) == 0
+    assert "0 env steps, 0 updates" in capsys.readouterr().out
+    assert summary_of(tmp_path)["status"] == "completed"
 
 
 def test_finished_run_is_not_resumed_without_more_to_do(
