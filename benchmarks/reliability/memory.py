@@ -130,7 +130,9 @@ class Healthy(Callback):
         phase = trainer.global_step % 500
         if phase == 0:
             del self.held[1:]
-            self.file.read_bytes()
+            with self.file.open("rb") as file:
+                while file.read(MIB):
+                    pass
         elif phase % 10 == 0:
             self.held.append(taken(self.room // 100))
 
@@ -168,7 +170,7 @@ def train(root: Path, callback: Callback, memory: Memory) -> None:
 def attempt(number: int, rate: float, seconds: float, group: Group | None, seed: int) -> Trial:
     """One leak, or one healthy run of so many seconds."""
     draw = random.Random(f"{seed} {number} {rate}")
-    room = int(max(100 * MIB, 4 * rate * MIB))
+    room = int(max(100 * MIB, 4 * rate * MIB)) if rate else 512 * MIB
     limit = BALLAST + room + 64 * MIB  # the process itself
     root, shown = Path(tempfile.mkdtemp(prefix="memory-")), mmap.mmap(-1, 1)
     if group is not None:
@@ -207,15 +209,18 @@ def watch(child: int, limit: int, seconds: float, is_killer: bool) -> int:
 
 
 def in_child(work: Callable[[], None], log: Path) -> int:
-    """Fork; the child works and then ends as any program does, the parent gets its number."""
+    """Fork; the child works and is gone at once, since an interpreter that ends touches all it shares."""
     child = os.fork()
     if child:
         return child
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    work()
-    sys.exit(0)
+    try:
+        work()
+        os._exit(0)
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
 
 
 def rates(count: int) -> Iterator[float]:

@@ -11,6 +11,7 @@ generation and nothing damaged, and another process must go on from there.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import mmap
@@ -109,6 +110,7 @@ def in_child(work: Callable[[], None], log: Path) -> int:
     for name in (*STOPPING, *SAVING):  # a shell that runs this in the background has some ignored
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.dump_traceback_later(2 * GRACE_S, exit=True)  # so that the log says where it hangs
     work()
     sys.exit(0)
 
@@ -173,7 +175,7 @@ def judge(root: Path, shown: mmap.mmap, child: int, sent: list[str]) -> list[str
     if stopping:
         code = end_of(child, GRACE_S)
         if code is None:
-            kill(child)
+            end_of(child, 2 * GRACE_S)
             return [f"did not end within {GRACE_S} s"]
         if code != stopping[0]:
             faults.append(f"ended with {code} instead of {stopping[0]}")

@@ -390,7 +390,7 @@ class EmergencyCheckpoint(BoundaryCallback):
         if generation is not None:
             is_late = reason.grace_s is not None and since > reason.grace_s
             grace = (
-                f", {'LATER THAN' if is_late else 'within'} {reason.grace_s:.0f} s" if reason.grace_s else ""
+                f", {'LATER THAN' if is_late else 'within'} {reason.grace_s:.1f} s" if reason.grace_s else ""
             )
             self._tell(f"{reason.message}: {generation.name} saved {since:.2f} s after that{grace}")
         return generation
