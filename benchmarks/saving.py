@@ -49,7 +49,7 @@ class Perdqn:
     packages = ("perdqn", "lightning-holdfast", "zstandard", "torch")
 
     def __init__(self, frames: np.ndarray, rows: int, folder: Path) -> None:
-        from holdfast.generations import GenerationFolder
+        from holdfast.storage.generations import GenerationFolder
 
         self.frames, self.folder = frames, GenerationFolder(folder)
         self.replay = self._make(rows)
@@ -77,7 +77,7 @@ class Perdqn:
 
     def save(self, name: str) -> None:
         import torch
-        from holdfast.parts import PartStore
+        from holdfast.storage.parts import PartStore
 
         store = PartStore(self.folder.path)
         entry = self.replay.save_parts(store)
@@ -91,7 +91,7 @@ class Perdqn:
     def check(self, rows: int) -> dict[str, Any]:
         """Load what was saved last; the old replay goes first, so that memory for one is enough."""
         import torch
-        from holdfast.parts import PartStore
+        from holdfast.storage.parts import PartStore
 
         digest, self.replay = self._digest(), None
         loaded = self._make(rows)

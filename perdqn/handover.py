@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from holdfast.files import write_whole
+from holdfast.storage.durable import write_whole
 from torch import Tensor, nn
 
 from perdqn.acting.environment import MissingExtra
+from perdqn.archive import find_fault
 from perdqn.transition import Column, EnvSpec
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def save_model(
 ) -> None:
     """Write the agent to one file of plain types, readable with ``torch.load(path, weights_only=True)``.
 
-    The file appears whole or not at all: it is written beside ``path``, synced and renamed.
+    The file appears whole or not at all: it is written beside ``path``, flushed, read back and renamed.
 
     Args:
         save_optimizer: with the optimiser's state, where training has made one.
@@ -169,6 +170,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is {'not a file' if path.exists() else 'missing'}")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a file written by torch.save, or not all of one")
+    if fault := find_fault(path):
+        raise ValueError(f"{path} is damaged: {fault}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

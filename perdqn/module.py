@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from holdfast.parts import PartStore, load_parts, saving_parts
-from holdfast.rng import get_global_rng, set_global_rng
+from holdfast.exact.rng import get_global_rng, set_global_rng
+from holdfast.storage.parts import PartStore, load_parts, saving_parts
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn

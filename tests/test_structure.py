@@ -19,9 +19,10 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PERDQN, HOLDFAST = ROOT / "perdqn", ROOT / "callbacks" / "holdfast"
 
-# Each part of perdqn (a package, or a file beside them) and all it imports, which stands above it.
+# Each part of a distribution (a package, or a file beside them) and all it imports, which stands above it.
 # An import inside a function counts; one for type checkers alone does not.
-PARTS = {
+PERDQN_PARTS = {
+    "archive": "",
     "config": "",
     "jit": "",
     "schedules": "",
@@ -39,17 +40,32 @@ PARTS = {
     "recording": "acting config transition",
     "diagnostics": "",
     "fingerprint": "schedules",
-    "handover": "acting transition",
+    "handover": "acting archive transition",
     "module": "acting config diagnostics evaluation experience handover learning replay transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting assembly completion config fingerprint handover module recording run shipped",
+    "cli": "acting archive assembly completion config fingerprint handover module recording run shipped",
     "__main__": "cli perdqn",
+}
+HOLDFAST_PARTS = {
+    "around": "",
+    "storage": "",
+    "triggers": "",
+    "exact": "around storage",
+    "boundary": "around exact",
+    "saving": "boundary exact storage triggers",
+    "checkpoint": "boundary saving storage",
+    "ending": "storage triggers",
+    "attempts": "",
+    "flaky_loggers": "exact",
+    "emergency": "around attempts boundary checkpoint ending saving storage triggers",
+    "recovery": "around attempts boundary flaky_loggers storage",
+    "holdfast": "",  # imported when asked for
 }
 
 # The files of each package, in the same order.
-FILES = {
+PERDQN_FILES = {
     "acting": "__init__ environment guard vector exactness actor",
     "cli": "command_line quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
@@ -57,6 +73,16 @@ FILES = {
     "replay": "__init__ memory sum_tree journal rows prioritized",
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
+HOLDFAST_FILES = {
+    "storage": "__init__ durable manifest generations parts lock",
+    "triggers": "reason watch pace growth cgroups numerics slurm signals deadline preemption memory disk"
+    " __init__",
+    "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
+    "saving": "__init__ environment capture save schedule standing save_costs",
+}
+TABLES = [(PERDQN, PERDQN_PARTS, PERDQN_FILES), (HOLDFAST, HOLDFAST_PARTS, HOLDFAST_FILES)]
+each_distribution = pytest.mark.parametrize(("root", "parts", "files"), TABLES, ids=["perdqn", "holdfast"])
+PACKAGES = [(root, package, files[package]) for root, _, files in TABLES for package in files]
 
 EXCEPTIONS = {("completion", "__main__"): "the table of commands, which needs no import to be read"}
 
@@ -112,49 +138,65 @@ def file_of(name: str) -> str:
     return [*name.split("."), "__init__"][2]
 
 
-def within_perdqn() -> list[Arrow]:
-    return [arrow for arrow in arrows_of(PERDQN) if arrow.target.split(".")[0] == "perdqn"]
+def within(package: Path) -> list[Arrow]:
+    return [arrow for arrow in arrows_of(package) if arrow.target.split(".")[0] == package.name]
 
 
-def between_parts() -> list[tuple[str, str, Arrow]]:
-    pairs = [(part_of(arrow.source), part_of(arrow.target), arrow) for arrow in within_perdqn()]
+def between_parts(package: Path) -> list[tuple[str, str, Arrow]]:
+    pairs = [(part_of(arrow.source), part_of(arrow.target), arrow) for arrow in within(package)]
     return [(source, target, arrow) for source, target, arrow in pairs if source != target]
+
+
+def named(parts: dict[str, str]) -> set[tuple[str, str]]:
+    return {(part, other) for part, imported in parts.items() for other in imported.split()}
 
 
 def shown(faults: list[Arrow]) -> str:
     return "offending arrows:\n  " + "\n  ".join(map(str, faults))
 
 
-def test_every_file_has_its_place_in_the_order() -> None:
-    found = {path.relative_to(PERDQN).parts[0].removesuffix(".py") for path in PERDQN.rglob("*.py")}
-    assert found - {"__init__"} == PARTS.keys() - {"perdqn"}
-    for package, files in FILES.items():
-        assert {path.stem for path in (PERDQN / package).glob("*.py")} == set(files.split())
+@each_distribution
+def test_every_file_has_its_place_in_the_order(
+    root: Path, parts: dict[str, str], files: dict[str, str]
+) -> None:
+    found = {path.relative_to(root).parts[0].removesuffix(".py") for path in root.rglob("*.py")}
+    assert found - {"__init__"} == parts.keys() - {root.name}
+    for package, names in files.items():
+        assert {path.stem for path in (root / package).glob("*.py")} == set(names.split())
 
 
-def test_the_order_has_no_way_back() -> None:
+@each_distribution
+def test_the_order_has_no_way_back(root: Path, parts: dict[str, str], files: dict[str, str]) -> None:
     above: set[str] = set()
-    for part, imported in PARTS.items():
+    for part, imported in parts.items():
         assert set(imported.split()) <= above, f"{part} is to import what does not stand above it"
         above.add(part)
 
 
-def test_parts_import_only_what_the_order_says() -> None:
-    allowed = {(part, other) for part, imported in PARTS.items() for other in imported.split()}
-    faults = [a for *pair, a in between_parts() if tuple(pair) not in {*allowed, *EXCEPTIONS}]
+@each_distribution
+def test_parts_import_only_what_the_order_says(
+    root: Path, parts: dict[str, str], files: dict[str, str]
+) -> None:
+    allowed = {*named(parts), *EXCEPTIONS}
+    faults = [a for *pair, a in between_parts(root) if tuple(pair) not in allowed]
     assert not faults, shown(faults)
 
 
-def test_the_order_names_no_import_that_is_gone() -> None:
-    named = {(part, other) for part, imported in PARTS.items() for other in imported.split()}
-    gone = {*named, *EXCEPTIONS} - {(source, target) for source, target, _ in between_parts()}
+@each_distribution
+def test_the_order_names_no_import_that_is_gone(
+    root: Path, parts: dict[str, str], files: dict[str, str]
+) -> None:
+    found = {(source, target) for source, target, _ in between_parts(root)}
+    gone = named(parts) - found
+    if root == PERDQN:
+        gone |= EXCEPTIONS.keys() - found
     assert not gone, f"remove from the table: {sorted(gone)}"
 
 
-@pytest.mark.parametrize("package", FILES)
-def test_files_of_a_package_import_only_those_before_them(package: str) -> None:
-    order = FILES[package].split()
-    inside = [a for a in within_perdqn() if part_of(a.source) == part_of(a.target) == package]
+@pytest.mark.parametrize(("root", "package", "files"), PACKAGES, ids=[package for _, package, _ in PACKAGES])
+def test_files_of_a_package_import_only_those_before_them(root: Path, package: str, files: str) -> None:
+    order = files.split()
+    inside = [a for a in within(root) if part_of(a.source) == part_of(a.target) == package]
     faults = [a for a in inside if order.index(file_of(a.target)) >= order.index(file_of(a.source))]
     assert not faults, shown(faults)
 
@@ -182,7 +224,10 @@ def test_there_is_one_lightning(package: Path) -> None:
     assert not faults, shown(faults)
 
 
-@pytest.mark.parametrize("module", ["perdqn", "perdqn.config", "perdqn.__main__", "perdqn.cli.verify"])
+@pytest.mark.parametrize(
+    "module",
+    ["perdqn", "perdqn.config", "perdqn.__main__", "perdqn.cli.verify", "holdfast.storage.generations"],
+)
 def test_what_must_answer_at_once_imports_nothing_heavy(module: str) -> None:
     heavy = {"torch", "lightning", "gymnasium", "numpy", "numba", "jsonargparse"}
     script = f"import sys, {module}; print(*sorted({heavy} & sys.modules.keys()))"

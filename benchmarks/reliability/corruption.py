@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from holdfast import VerifiedCheckpoint
-from holdfast.generations import Generation, GenerationFolder
+from holdfast.storage.generations import Generation, GenerationFolder
 from small_run import train
 
 BLOCK = 4096

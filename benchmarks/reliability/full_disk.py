@@ -21,7 +21,7 @@ from typing import Any
 
 from holdfast import VerifiedCheckpoint
 from holdfast.boundary import BoundaryCallback
-from holdfast.generations import GenerationFolder
+from holdfast.storage.generations import GenerationFolder
 from small_run import train
 
 

@@ -62,6 +62,7 @@ TASKS = {
         "--model.total_env_steps=1200",
         "--model.learner.warmup_env_steps=400",
         "--model.learner.train_every=8",
+        "--model.learner.target_update_period=20",
         "--model.replay.capacity=1000",
         "--model.replay.beta_env_steps=1200",
         "--model.exploration.epsilon_env_steps=800",
@@ -90,7 +91,7 @@ class Watched:
 
 def report_phases(watched: Watched) -> None:
     """Let the training code of this process say where it is."""
-    from holdfast.generations import GenerationFolder
+    from holdfast.storage.generations import GenerationFolder
 
     from perdqn.module import PERDQN
 
@@ -149,7 +150,10 @@ def kill_in(child: int, watched: Watched, phase: str, after_env_steps: int, dela
 
 
 def run_killed(task: str, root: Path, rng: random.Random, kills: int) -> Outcome:
-    """Kill a run that many times, resuming it each time, and let it end."""
+    """Kill a run that many times, resuming it each time, and let it end.
+
+    A run that ends before the first kill, because it was never again in the phase, is begun again.
+    """
     outcome, watched, log = Outcome(), Watched(), root / "log.txt"
     total = int(re.search(r"total_env_steps=(\d+)", " ".join(TASKS[task]))[1])  # type: ignore[index]
     argv = ["fit", *TASKS[task], *COMMON]
@@ -158,13 +162,17 @@ def run_killed(task: str, root: Path, rng: random.Random, kills: int) -> Outcome
         child = start(argv, root, watched, log)
         phase = rng.choice(PHASES[1:] if argv[0] == "fit" else PHASES)
         killed_in = kill_in(child, watched, phase, rng.randrange(reached, total), rng.uniform(0, 0.02))
+        if killed_in is None and not outcome.killed_in:
+            shutil.rmtree(root)
+            root.mkdir()
+            return run_killed(task, root, rng, kills)
         if killed_in is None:
             break
         outcome.killed_in.append(killed_in)
         argv = ["resume"]
     else:
         if status := wait(start(argv, root, watched, log)):
-            outcome.differences.append(f"resume ended with {status}: {log.read_text()[-600:]}")
+            outcome.differences.append(f"{argv[0]} ended with {status}: {log.read_text()[-600:]}")
     return outcome
 
 
@@ -210,7 +218,8 @@ def sweep(
     scratch = Path(tempfile.mkdtemp(prefix="kill-sweep-"))
     reference = scratch / "reference"
     reference.mkdir()
-    run_killed(task, reference, random.Random(0), 0)
+    if unkilled := run_killed(task, reference, random.Random(0), 0).differences:
+        sys.exit(f"the run nobody kills does not end well: {unkilled[0]}")
     expected = result_of(reference)
     outcomes = []
     for number in range(runs):

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from holdfast.emergency import EmergencyCheckpoint
-from holdfast.generations import GenerationFolder
+from holdfast.storage.generations import GenerationFolder
 from holdfast.triggers import Memory
 from holdfast.triggers.cgroups import Usage
 from lightning.pytorch import Callback, Trainer

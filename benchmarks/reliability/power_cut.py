@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from crash import spawn, wait
 from holdfast import VerifiedCheckpoint
-from holdfast.generations import GenerationFolder
+from holdfast.storage.generations import GenerationFolder
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_run import train

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from holdfast.checkpoint import VerifiedCheckpoint
 from holdfast.emergency import EmergencyCheckpoint
-from holdfast.generations import GenerationFolder
+from holdfast.storage.generations import GenerationFolder
 from holdfast.triggers.signals import SAVING, STOPPING
 from lightning.pytorch import Callback, Trainer
 from small_run import Classifier

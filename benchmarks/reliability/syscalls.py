@@ -24,7 +24,7 @@ import torch
 from crash import Fate, every_point, preloaded, was_killed, why_unavailable
 from holdfast import VerifiedCheckpoint
 from holdfast.boundary import BoundaryCallback
-from holdfast.generations import GenerationFolder
+from holdfast.storage.generations import GenerationFolder
 from small_run import train
 
 KILLS = [Fate.KILL_BEFORE, Fate.KILL_AFTER, Fate.TEAR]
@@ -57,7 +57,7 @@ def break_saves(root: Path, stride: int) -> Counter[str]:
         assert before is not None
 
         def save() -> None:
-            saver._save_all(trainer, trainer.lightning_module, is_due=True)
+            saver.save_now(trainer)
 
         for nth, fate, status in every_point(folder, save, KILLS + STARVES, stride):
             counts["save"] += 1

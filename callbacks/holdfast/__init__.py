@@ -1,14 +1,13 @@
 """Lightning callbacks that keep any training run alive.
 
 Knows nothing about what is trained: no reinforcement learning, no environments. Nothing is imported
-until it is asked for: `holdfast.generations` and what it stands on work without torch and Lightning.
+until it is asked for: `holdfast.storage` works without torch and Lightning.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._boundary_checkpoint import BoundaryCheckpoint
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BoundaryCallback": "boundary",
-    "BoundaryCheckpoint": "_boundary_checkpoint",
     "EmergencyCheckpoint": "emergency",
     "ErrorRecovery": "recovery",
     "VerifiedCheckpoint": "checkpoint",
@@ -24,7 +22,6 @@ _HOMES = {
 
 __all__ = [
     "BoundaryCallback",
-    "BoundaryCheckpoint",
     "EmergencyCheckpoint",
     "ErrorRecovery",
     "VerifiedCheckpoint",

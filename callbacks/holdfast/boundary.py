@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from .evaluation import EvaluationAborted
-from .exact import ExactResume
-from .logs import restore_log_positions, resume_logging
-from .loop_state import around
+from .around import around
+from .exact.evaluation import EvaluationAborted
+from .exact.logs import restore_log_positions, resume_logging
+from .exact.resume import ExactResume
 
 _ATTRIBUTE = "_holdfast_boundary"
 

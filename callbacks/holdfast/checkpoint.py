@@ -22,25 +22,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from .boundary import BoundaryCallback, StopRun
-from .durable import link
-from .generations import Damage, Generation, GenerationFolder
-from .lock import FolderLock
-from .manifest import plain
-from .parts import PartStore
-from .saving import (
+from .saving.save import (
     POST_MORTEM,
     DamagedCheckpoint,
     Run,
     on_first_rank,
     refuse_unverifiable,
-    restore_parts,
+    resume_from,
     run_of,
     save_generation,
     say,
-    verify_loaded,
 )
-from .schedule import Schedule
-from .standing import merge, moved_to, scored_in
+from .saving.schedule import Schedule
+from .saving.standing import merge, moved_to, scored_in
+from .storage.durable import link
+from .storage.generations import Damage, Generation, GenerationFolder
+from .storage.lock import FolderLock
+from .storage.manifest import plain
+from .storage.parts import PartStore
 
 __all__ = ["DamagedCheckpoint", "RehearsalFailed", "VerifiedCheckpoint", "save_generation"]
 
@@ -139,6 +138,10 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         assert self.dirpath is not None
         return GenerationFolder(self.dirpath)
 
+    def save_now(self, trainer: Trainer) -> None:
+        """Save a regular generation at once; to be called at a boundary, on every rank."""
+        self._save_all(trainer, trainer.lightning_module, is_due=True)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         with warnings.catch_warnings():  # other files in the folder are in no danger
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
@@ -155,14 +158,8 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        resume_from(trainer, checkpoint)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        path = trainer.ckpt_path
-        if path is None or not os.path.exists(path):
-            return
-        sequence = on_first_rank(trainer, lambda: verify_loaded(Path(path)))
-        if trainer.state.fn == "fit":
-            run_of(trainer).resumed_sequence = sequence
-            restore_parts(trainer, checkpoint, Path(path))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._waiting = []  # decided in a future that was given up, where a run goes back

@@ -21,17 +21,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from .around import around
 from .attempts import free_memory
 from .boundary import BoundaryCallback, StopRun, abort_evaluation, is_at_boundary
 from .checkpoint import VerifiedCheckpoint
-from .durable import link
 from .ending import isolate_end, outlast_signals, requeue_job, requeue_signal
-from .generations import Generation, GenerationFolder
-from .lock import FolderLock
-from .loop_state import around
-from .save_costs import SaveCosts
-from .saving import POST_MORTEM, on_first_rank, refuse_unverifiable, run_of, save_generation
-from .schedule import Schedule
+from .saving.save import POST_MORTEM, on_first_rank, refuse_unverifiable, resume_from, run_of, save_generation
+from .saving.save_costs import SaveCosts
+from .saving.schedule import Schedule
+from .storage.durable import link
+from .storage.generations import Generation, GenerationFolder
+from .storage.lock import FolderLock
 from .triggers import (
     Context,
     Deadline,
@@ -208,6 +208,12 @@ class EmergencyCheckpoint(BoundaryCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and not _is_dry(trainer):
             self.schedule.check(pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        resume_from(trainer, checkpoint)
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _is_dry(trainer):

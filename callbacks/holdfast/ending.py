@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from .durable import link
+from .storage.durable import link
 from .triggers import Signals
 from .triggers.slurm import Ask, job_of, requeue
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from .logs import open_event_files, write_rows
+from .exact.logs import open_event_files, write_rows
 
 _CONFIRM_EVERY = 500  # rows
 _LONGEST_WAIT_S = 300.0

@@ -18,11 +18,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from .around import around
 from .attempts import Attempts, are_finite, free_memory, is_out_of_memory
 from .boundary import BoundaryCallback, StopRun
 from .flaky_loggers import LoggerGuard
-from .generations import Generation, GenerationFolder
-from .loop_state import around
+from .storage.generations import Generation, GenerationFolder
 
 _MOST_RECORDS = 1_000  # in `history`; the counts go on
 _SHARE_WINDOW = 100  # losses over which the share of skipped ones is taken

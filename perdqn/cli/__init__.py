@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from holdfast.lock import FolderInUse
+from holdfast.storage.lock import FolderInUse
 
 from perdqn.cli.command_line import Refused
 from perdqn.config import ConfigError

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from holdfast.parts import load_parts
+from holdfast.storage.parts import load_parts
 
+from perdqn.archive import find_fault
 from perdqn.assembly import RunCLI, list_changes
 from perdqn.cli.command_line import Refused
 from perdqn.config import read
 from perdqn.module import PERDQN, STATE_KEY, STATE_VERSION
-from perdqn.run.saves import Save, find_fault
+from perdqn.run.saves import Save
 
 FOR_LIFE = (
     "model.env.id",

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from holdfast.files import write_whole
+from holdfast.storage.durable import write_whole
 
 from perdqn.cli.checkpoints import read_state
 from perdqn.cli.command_line import Refused, get_root

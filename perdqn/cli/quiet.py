@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast.checkpoint import RehearsalFailed
-from holdfast.saving import DamagedCheckpoint
+from holdfast.saving.save import DamagedCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from perdqn.acting.environment import MissingExtra

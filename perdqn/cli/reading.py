@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from holdfast.files import write_whole
+from holdfast.storage.durable import write_whole
 
 from perdqn import handover
 from perdqn.acting.environment import episode_seed

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from holdfast.environment import compare, environment_fingerprint
-from holdfast.files import write_whole
-from holdfast.generations import GenerationFolder
-from holdfast.lock import FolderLock
-from holdfast.logs import forget_logs
+from holdfast.exact.logs import forget_logs
+from holdfast.saving.environment import compare, environment_fingerprint
+from holdfast.storage.durable import write_whole
+from holdfast.storage.generations import GenerationFolder
+from holdfast.storage.lock import FolderLock
 
 from perdqn.assembly import RunCLI
 from perdqn.cli.checkpoints import list_fixed, read_full_checkpoint, refuse_other_shapes, without_replay
@@ -84,7 +84,8 @@ def _go_on(save: Save, options: list[str], told: str, is_fork: bool) -> int:
     cli = RunCLI("resume", settings, origin=save.run, lineage=lineage, told=told, approve=approve)
     print(_report(cli, save, saved))
     checkpoint = save.checkpoint if lineage is None else _start_fork(cli, save, saved)
-    warnings.filterwarnings("ignore", "the checkpoint holds no replay")  # the report says so
+    for said in ("the checkpoint holds no replay", ".* arithmetic may differ because"):  # in the report
+        warnings.filterwarnings("ignore", said)
     return train(cli, str(checkpoint))
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from perdqn.acting.environment import is_native
-from perdqn.acting.exactness import self_test
+from perdqn.acting.exactness import BIT_EXACT, self_test
 from perdqn.assembly import RunCLI, warn
 from perdqn.run.dashboard import log_score
 from perdqn.run.summary import format_table, get_evaluation, get_figures, get_resume_command
@@ -59,11 +59,12 @@ def _test_exactness(cli: RunCLI) -> str:
     assert cli.spec is not None
     # ALE's seeded reset takes a fifth of a second
     num_episodes = 2 if is_native(cli.settings.env) else 100
-    difference = self_test(cli.settings.env, cli.spec, num_episodes=num_episodes)
-    if difference is None:
-        return "bit-exact"
-    warn([f"{difference}: episodes interrupted by a stop are cut on resume, which is then not bit-exact"])
-    return f"not reproducible: {difference}"
+    exactness = self_test(cli.settings.env, cli.spec, num_episodes=num_episodes)
+    if exactness.level != BIT_EXACT:
+        warn(
+            [f"{exactness.reason}: episodes interrupted by a stop are cut on resume, which is then not exact"]
+        )
+    return str(exactness)
 
 
 def _run_to_the_end(cli: RunCLI, checkpoint: str | None) -> tuple[int, dict[str, float | None] | None]:

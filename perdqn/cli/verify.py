@@ -10,12 +10,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from holdfast.generations import Damage, Generation, GenerationFolder
-from holdfast.lock import FolderLock
+from holdfast.storage.generations import Damage, Generation, GenerationFolder
+from holdfast.storage.lock import FolderLock
 
+from perdqn.archive import find_fault
 from perdqn.cli.command_line import get_root
 from perdqn.run.folder import RunNotFound
-from perdqn.run.saves import find_fault, find_run, set_aside
+from perdqn.run.saves import find_run, set_aside
 
 PLAIN = ("last.ckpt", "best.ckpt")  # of runs of earlier versions
 REPAIR = "set damaged files aside, and clear away what a process that died has left"

@@ -36,8 +36,8 @@ from uuid import uuid4
 
 import numpy as np
 import zstandard
-from holdfast.generations import File
-from holdfast.parts import DamagedPart, PartStore
+from holdfast.storage.generations import File
+from holdfast.storage.parts import DamagedPart, PartStore
 from numpy.typing import NDArray
 
 Array = NDArray[Any]

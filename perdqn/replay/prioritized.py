@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from holdfast.generations import File
-from holdfast.parts import PartStore
+from holdfast.storage.generations import File
+from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
 from perdqn.jit import kernel

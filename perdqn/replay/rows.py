@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from holdfast.parts import PartStore
+from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
 from perdqn.jit import kernel

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.files import write_whole
+from holdfast.storage.durable import write_whole
 
 LOGS = "lightning_logs"
 CHECKPOINTS = "checkpoints"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast.files import write_whole
+from holdfast.storage.durable import write_whole
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from perdqn.run.folder import RunFolder

@@ -6,15 +6,13 @@ Knows nothing about what is in a checkpoint.
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.durable import link
-from holdfast.generations import Damage, Generation, GenerationFolder
-from holdfast.manifest import FORMAT_VERSION
+from holdfast.storage.durable import link
+from holdfast.storage.generations import Damage, Generation, GenerationFolder
+from holdfast.storage.manifest import FORMAT_VERSION
 
 from perdqn.run.folder import CHECKPOINTS, RunFolder, RunNotFound, newest_run
 
@@ -138,16 +136,6 @@ def is_of_newer_format(manifest: Path) -> bool:
         return False
     version = content.get("format_version") if isinstance(content, dict) else None
     return isinstance(version, int) and version > FORMAT_VERSION
-
-
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a file that no manifest vouches for; those of torch are zips, with CRCs inside."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            broken = file.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
-        return f"{error}"
-    return None if broken is None else f"{broken} in it does not match its CRC"
 
 
 def set_aside(folder: GenerationFolder, damages: Iterable[Damage]) -> list[Path]:

@@ -19,9 +19,12 @@ from disks import Crash, Disk
 from holdfast import checkpoint as checkpoints
 from holdfast.boundary import BoundaryCallback, is_at_boundary
 from holdfast.checkpoint import DamagedCheckpoint, RehearsalFailed, VerifiedCheckpoint
-from holdfast.generations import File, Generation, GenerationFolder
-from holdfast.lock import FolderInUse, FolderLock
-from holdfast.parts import PartStore, saving_parts
+from holdfast.emergency import EmergencyCheckpoint
+from holdfast.saving import save
+from holdfast.saving.environment import environment_fingerprint
+from holdfast.storage.generations import File, Generation, GenerationFolder
+from holdfast.storage.lock import FolderInUse, FolderLock
+from holdfast.storage.parts import PartStore, saving_parts
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
@@ -474,6 +477,16 @@ def test_a_damaged_checkpoint_named_by_path_is_refused_with_what_else_there_is(t
         trainer.fit(Line(), ckpt_path=newest.checkpoint)
 
 
+def test_another_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = VerifiedCheckpoint(tmp_path / "c", every={"steps": 4})
+    make_trainer(tmp_path, ours, max_steps=4).fit(Line())
+    elsewhere = {**environment_fingerprint(), "cpu": "Z80"}
+    monkeypatch.setattr(save, "environment_fingerprint", lambda: elsewhere)
+    trainer = make_trainer(tmp_path, VerifiedCheckpoint(tmp_path / "c", every={"steps": 4}), max_steps=8)
+    with pytest.warns(UserWarning, match="arithmetic may differ because: processor: .* then, Z80 now"):
+        trainer.fit(Line(), ckpt_path="last")
+
+
 # Parts
 
 
@@ -530,6 +543,24 @@ def test_a_damaged_part_refuses_the_checkpoint(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, Rows(), VerifiedCheckpoint(tmp_path / "c"), max_steps=8)
     with pytest.raises(DamagedCheckpoint, match=r"rows\..*bin has the checksum"):
         trainer.fit(Line(), ckpt_path=newest.checkpoint)
+
+
+def test_an_emergency_checkpoint_alone_verifies_and_gives_parts_back(tmp_path: Path) -> None:
+    def fit(rows: Rows, path: Path | None) -> GenerationFolder:
+        alone = EmergencyCheckpoint(tmp_path / "c", every={"steps": 4}, reserve=False)
+        trainer = make_trainer(tmp_path, rows, alone, enable_checkpointing=False)
+        trainer.fit(Line(), ckpt_path=path)
+        return GenerationFolder(tmp_path / "c")
+
+    newest = fit(Rows(), None).generations()[0]
+    assert newest.counters["global_step"] == 8
+    fit(resumed := Rows(), newest.checkpoint)
+    assert resumed.rows == list(range(10))
+    with newest.checkpoint.open("r+b") as file:
+        file.seek(700)
+        file.write(b"damage")
+    with pytest.raises(DamagedCheckpoint, match="has the checksum"):
+        fit(Rows(), newest.checkpoint)
 
 
 def test_weights_alone_have_no_parts(tmp_path: Path) -> None:
@@ -841,7 +872,7 @@ def test_a_full_disk_ends_a_rehearsed_run_before_it_began(
 def test_a_folder_in_use_is_refused_before_training(tmp_path: Path) -> None:
     program = f"""
         import sys
-        from holdfast.lock import FolderLock
+        from holdfast.storage.lock import FolderLock
         FolderLock({str(tmp_path / "c")!r}).acquire()
         print(flush=True)
         sys.stdin.read()

@@ -18,7 +18,7 @@ import torch
 from holdfast import emergency
 from holdfast.checkpoint import VerifiedCheckpoint
 from holdfast.emergency import EmergencyCheckpoint, NonFiniteState
-from holdfast.generations import Generation, GenerationFolder
+from holdfast.storage.generations import Generation, GenerationFolder
 from holdfast.triggers import Context, Memory, Trigger
 from holdfast.triggers.signals import SAVING, STOPPING
 from lightning.fabric.plugins.environments import SLURMEnvironment

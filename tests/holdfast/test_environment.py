@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import torch
-from holdfast.environment import compare, environment_fingerprint
+from holdfast.saving.environment import compare, environment_fingerprint
 
 
 def test_fingerprint_is_plain_and_names_what_arithmetic_depends_on() -> None:

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 from disks import Crash, Disk
-from holdfast import durable, manifest
-from holdfast.generations import Damage, Generation, GenerationFolder
-from holdfast.parts import PartStore
+from holdfast.storage import durable, manifest
+from holdfast.storage.generations import Damage, Generation, GenerationFolder
+from holdfast.storage.parts import PartStore
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast import lock
-from holdfast.lock import FolderInUse, FolderLock, holder_of
+from holdfast.storage import lock
+from holdfast.storage.lock import FolderInUse, FolderLock, holder_of
 
 HOLD = """
 import sys, time
-from holdfast.lock import FolderLock
+from holdfast.storage.lock import FolderLock
 lock = FolderLock(sys.argv[1])
 lock.acquire()
 print("held", flush=True)
@@ -72,7 +72,7 @@ def test_holders_of_one_process_share_it(tmp_path: Path) -> None:
 
 
 def refused_elsewhere(folder: Path) -> bool:
-    program = "import sys; from holdfast.lock import FolderLock; FolderLock(sys.argv[1]).acquire()"
+    program = "import sys; from holdfast.storage.lock import FolderLock; FolderLock(sys.argv[1]).acquire()"
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
     assert done.returncode in (0, 1)
     return "FolderInUse" in done.stderr

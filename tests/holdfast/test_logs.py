@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from holdfast.boundary import BoundaryCallback
-from holdfast.logs import (
+from holdfast.exact.logs import (
     forget_logs,
     log_positions,
     masked_crc32c,

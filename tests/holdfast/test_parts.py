@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast.generations import File
-from holdfast.parts import DamagedPart, PartStore, Stateful, load_parts, save_with_parts, saving_parts
+from holdfast.storage.generations import File
+from holdfast.storage.parts import DamagedPart, PartStore, Stateful, load_parts, save_with_parts, saving_parts
 
 
 @pytest.fixture

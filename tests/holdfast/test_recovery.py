@@ -12,7 +12,7 @@ import pytest
 import torch
 from holdfast.attempts import are_finite
 from holdfast.checkpoint import VerifiedCheckpoint
-from holdfast.logs import log_positions, restore_log_positions, resume_logging
+from holdfast.exact.logs import log_positions, restore_log_positions, resume_logging
 from holdfast.recovery import Diverged, ErrorRecovery
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import yaml
 from holdfast.checkpoint import save_generation
-from holdfast.environment import environment_fingerprint
-from holdfast.generations import Generation, GenerationFolder
+from holdfast.saving.environment import environment_fingerprint
+from holdfast.storage.generations import Generation, GenerationFolder
 from lightning.pytorch import Callback
 
 from perdqn.__main__ import main

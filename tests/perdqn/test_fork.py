@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from holdfast.generations import GenerationFolder
+from holdfast.storage.generations import GenerationFolder
 
 from perdqn.__main__ import main
 from perdqn.fingerprint import differing, fingerprint
@@ -151,7 +151,7 @@ def test_fork_lies_where_the_user_says(run: Path, tmp_path: Path, capsys: pytest
 
 
 def test_run_in_use_can_be_forked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from holdfast.lock import FolderLock
+    from holdfast.storage.lock import FolderLock
 
     with FolderLock(run / "checkpoints"):
         fork(capsys, run)

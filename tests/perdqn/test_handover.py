@@ -291,6 +291,26 @@ def test_half_a_file_is_refused(tmp_path, share):
     refused(tmp_path / "agent.pt", "or not all of one")
 
 
+def test_no_flipped_bit_is_loaded(tmp_path):
+    path, saved = tmp_path / "agent.pt", agent(seed=1)
+    save_model(saved, path)
+    whole, rng, num_refused = path.read_bytes(), np.random.default_rng(0), 0
+    for position in rng.integers(8 * len(whole), size=200).tolist():
+        content = bytearray(whole)
+        content[position // 8] ^= 1 << position % 8
+        path.write_bytes(content)
+        other = agent()
+        before = weights(other)
+        try:
+            load_model(other, path)
+        except ValueError:
+            num_refused += 1
+            assert_same(weights(other), before)
+        else:  # in what pads the file
+            assert_same(weights(other), weights(saved))
+    assert num_refused > 50
+
+
 def test_zip_archive_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "agent.npz", a=np.arange(3))
     refused(tmp_path / "agent.npz", r"not a file written by torch\.save, or damaged")

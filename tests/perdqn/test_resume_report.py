@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from holdfast.environment import environment_fingerprint
-from holdfast.generations import GenerationFolder
+from holdfast.saving.environment import environment_fingerprint
+from holdfast.storage.generations import GenerationFolder
 
 from perdqn.__main__ import main
 from perdqn.fingerprint import differing, fingerprint
@@ -268,7 +268,7 @@ def test_damaged_generation_is_no_start_for_a_new_run(run: Path, capsys: pytest.
 def test_run_that_another_process_writes_is_refused_with_its_name(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = "import sys\nfrom holdfast.lock import FolderLock\n"
+    script = "import sys\nfrom holdfast.storage.lock import FolderLock\n"
     script += "FolderLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", script, run / "checkpoints"],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from holdfast.files import write_whole
+from holdfast.storage.durable import write_whole
 from lightning.pytorch import Trainer
 
 from perdqn.__main__ import main

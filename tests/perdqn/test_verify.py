@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast.generations import GenerationFolder
-from holdfast.parts import PartStore
+from holdfast.storage.generations import GenerationFolder
+from holdfast.storage.parts import PartStore
 
 from perdqn.__main__ import main
 
@@ -167,7 +167,7 @@ def test_repair_leaves_a_run_alone_that_another_process_writes(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(run / "checkpoints" / "newer.ckpt")
-    script = "import sys\nfrom holdfast.lock import FolderLock\n"
+    script = "import sys\nfrom holdfast.storage.lock import FolderLock\n"
     script += "FolderLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", script, run / "checkpoints"],

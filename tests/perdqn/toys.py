@@ -104,6 +104,14 @@ class LateLeak(Counting):
         return super().observe() + np.float32(leaks)
 
 
+class Noisy(Counting):
+    """Begins as its seed says; each step draws from what no seed sets."""
+
+    def step(self, action):
+        self.noise += np.random.default_rng().normal()
+        return super().step(action)
+
+
 class Mapping(Counting):
     """A flat Dict: a picture, a position among 4 counted from 2, and the vector."""
 

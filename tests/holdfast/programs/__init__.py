@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from holdfast.boundary import BoundaryCallback, exact_state
-from holdfast.rng import get_global_rng
+from holdfast.exact.rng import get_global_rng
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 

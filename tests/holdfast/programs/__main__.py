@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from holdfast import VerifiedCheckpoint
-from holdfast.generations import GenerationFolder
+from holdfast.storage.generations import GenerationFolder
 
 from . import NAMES, Memory, Trace, build, differences, run
 

@@ -353,40 +353,52 @@ def test_another_number_of_environments_is_refused():
 )
 def test_environments_that_can_be_restored_pass_the_self_test(env_id, num_episodes):
     config = EnvConfig(id=env_id)
-    assert self_test(config, describe(config), num_episodes=num_episodes) is None
+    assert str(self_test(config, describe(config), num_episodes=num_episodes)) == "bit-exact"
 
 
 def test_a_leak_through_the_reset_fails_the_self_test_by_name():
     config = EnvConfig(id="toys.Leaky")
-    assert self_test(config, describe(config)) == (
-        "toys.Leaky plays on differently after 0 steps from the same seed"
+    assert str(self_test(config, describe(config))) == (
+        "not reproducible: toys.Leaky begins differently from the same seed: "
+        "its reset leaves something behind"
+    )
+
+
+def test_an_episode_that_begins_as_its_seed_says_but_plays_on_by_chance_is_exact_at_its_boundary():
+    config = EnvConfig(id="toys.Noisy")
+    assert str(self_test(config, describe(config), num_episodes=3)) == (
+        "episode-boundary: toys.Noisy plays on differently after 1 steps from the same seed: "
+        "it draws from what no seed sets"
     )
 
 
 def test_the_self_test_wears_an_environment_for_two_episode_ends():
     config = EnvConfig(id="toys.LateLeak", kwargs={"num_ends": 2})
-    assert "after 0 steps" in self_test(config, describe(config), num_episodes=1)
+    assert "begins differently" in self_test(config, describe(config), num_episodes=1).reason
     config = EnvConfig(id="toys.LateLeak", kwargs={"num_ends": 3})
-    assert self_test(config, describe(config), num_episodes=1) is None
+    assert self_test(config, describe(config), num_episodes=1).level == "bit-exact"
 
 
 def test_the_self_test_looks_at_fifty_steps_of_an_episode():
     late = {"length": 60, "leaks_at": 50}
     config = EnvConfig(id="toys.LateLeak", kwargs=late)
-    assert "after 50 steps" in self_test(config, describe(config), num_episodes=1)
+    assert "after 50 steps" in self_test(config, describe(config), num_episodes=1).reason
     config = EnvConfig(id="toys.LateLeak", kwargs={**late, "leaks_at": 51})
-    assert self_test(config, describe(config), num_episodes=1) is None
+    assert self_test(config, describe(config), num_episodes=1).level == "bit-exact"
 
 
 @pytest.mark.parametrize("seed", [0, 1_000, 2_000])
 def test_minatar_as_shipped_fails_the_self_test(seed, monkeypatch):
     monkeypatch.setattr(environment, "StickyActionReset", lambda env: env)
     config = EnvConfig(id="MinAtar/Breakout-v0")
-    assert "MinAtar/Breakout-v0 plays on differently" in self_test(config, describe(config), seed)
+    level, reason = self_test(config, describe(config), seed)
+    assert level == "episode-boundary"
+    assert "MinAtar/Breakout-v0 plays on differently" in reason
+    assert "its reset leaves something" in reason
 
 
 def test_the_self_test_warns_of_nothing():
     config = EnvConfig(id="toys.Counting")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert self_test(config, describe(config), num_episodes=3) is None
+        assert self_test(config, describe(config), num_episodes=3).level == "bit-exact"

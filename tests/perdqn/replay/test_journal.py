@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from holdfast.generations import File, GenerationFolder
-from holdfast.parts import DamagedPart, PartStore
+from holdfast.storage.generations import File, GenerationFolder
+from holdfast.storage.parts import DamagedPart, PartStore
 from replays import (
     MIXED,
     VECTOR,
@@ -30,7 +30,7 @@ from perdqn.replay.prioritized import PrioritizedReplay
 
 
 class Store:
-    """Parts in a dict, by the rules of `holdfast.parts.PartStore`."""
+    """Parts in a dict, by the rules of `holdfast.storage.parts.PartStore`."""
 
     def __init__(self, folder="here"):
         self.folder = Path(folder)

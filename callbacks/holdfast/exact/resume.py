@@ -11,12 +11,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from ..around import around
 from .data_position import DataPosition
 from .evaluation import AbortableEvaluation
 from .exactness import state_exactness
 from .hidden import Hidden, get_gradients, set_gradients
 from .logs import resume_logging
-from .loop_state import around, capture_loops, forget_restart, restore_loops
+from .loop_state import capture_loops, forget_restart, restore_loops
 from .rng import get_global_rng, set_global_rng
 
 VERSION = 1

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from lightning.pytorch import LightningModule
 
-from .generations import Generation, GenerationFolder
-from .triggers import Pace
+from ..storage.generations import Generation, GenerationFolder
+from ..triggers import Pace
 
 FIRST_SAVE_S = 1.0  # before anything is known
 

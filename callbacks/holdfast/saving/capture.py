@@ -20,11 +20,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from .boundary import exact_state
+from ..boundary import exact_state
+from ..exact.logs import log_positions
+from ..storage.manifest import plain
+from ..storage.parts import PartStore, Stateful, save_with_parts
 from .environment import environment_fingerprint
-from .logs import log_positions
-from .manifest import plain
-from .parts import PartStore, Stateful, save_with_parts
 
 VERSION = 1
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)

@@ -119,6 +119,22 @@ def write_durably(path: Path, write: str | Callable[[BinaryIO], Any]) -> Content
     return written
 
 
+def write_whole(path: Path, write: str | Callable[[BinaryIO], Any]) -> None:
+    """Replace ``path`` durably; a reader sees all of the old file or all of the new one, also after a crash.
+
+    Folders above are made. Raises as `write_durably` does; the old file stays then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_of(path)
+    write_durably(temporary, write)
+    try:
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    sync_folder(path.parent)
+
+
 def content_of(path: Path) -> Content:
     """Size and SHA-256 of a regular file, read from the disk where the platform lets caches be dropped."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

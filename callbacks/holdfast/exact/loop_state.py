@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,14 +33,6 @@ _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _POSITION = ("_first_loop_iter", "_current_fx")  # decide whether the next log starts an aggregate anew
 _TIMES = ("_train_start_time", "_last_val_time")  # of a validation by the clock
 _ABSENT = object()
-
-
-def around(owner: Any, name: str, outer: Callable[..., Any]) -> None:
-    """Lightning calls its loops' methods through the instance, so one instance can have another method.
-
-    ``outer`` is called with the original first.
-    """
-    setattr(owner, name, partial(outer, getattr(owner, name)))
 
 
 def forget_restart(trainer: Trainer) -> None:

@@ -39,8 +39,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from .durable import find_inside, sync_folder
-from .files import write_whole
+from ..storage.durable import find_inside, sync_folder, write_whole
 
 SET_ASIDE = "set-aside"
 Position = dict[str, Any]

@@ -16,12 +16,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ..storage.generations import Damage, Generation, GenerationFolder
+from ..storage.parts import PartStore, load_parts
 from .capture import VERSION, capture, facts_of, non_finite_of, stateful_of
-from .generations import Damage, Generation, GenerationFolder
-from .parts import PartStore, load_parts
+from .environment import compare, environment_fingerprint
 
 POST_MORTEM = "post-mortem"
 _RUN = "_holdfast_run"
@@ -122,13 +124,20 @@ def save_generation(
     return generation
 
 
-def restore_parts(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> None:
-    """Give parts to those who have not taken theirs, and take over which run this is.
+def resume_from(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Refuse a damaged checkpoint; where a fit goes on from it, take over which run it is, and give parts
+    to those who have not taken theirs. For every callback that may be alone; the first one's call counts.
 
     Raises:
-        DamagedCheckpoint: a newer version wrote it.
+        DamagedCheckpoint: it is not what its manifest says, or a newer version wrote it.
     """
-    ours = checkpoint.get("holdfast", {})
+    path, ours = Path(trainer.ckpt_path or ""), checkpoint.setdefault("holdfast", {})
+    if ours.get("is_taken_over") or not path.is_file():
+        return
+    ours["is_taken_over"] = True
+    generation = on_first_rank(trainer, lambda: _verify_loaded(path))
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
     if ours.get("version", VERSION) > VERSION:
         raise DamagedCheckpoint(
             f"{path} has version {ours['version']} of what lightning-holdfast keeps, and this one reads up "
@@ -136,22 +145,18 @@ def restore_parts(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> N
         )
     run = run_of(trainer)
     run.id = ours.get("run", run.id)
-    folder = GenerationFolder.around(path).path
+    run.resumed_sequence = generation.sequence if generation is not None else None
     for owner, stateful in stateful_of(trainer).items():
-        load_parts(owner, stateful, checkpoint, folder)
+        load_parts(owner, stateful, checkpoint, GenerationFolder.around(path).path)
     for owner in ours.get("parts", {}):
         rank_zero_warn(f"{path} holds parts of {owner}, which nothing in this trainer takes back")
+    recorded = generation.manifest.get("environment") if generation is not None else None
+    if recorded and (differences := compare(recorded, environment_fingerprint())):
+        rank_zero_warn(f"{path} is restored exactly; arithmetic may differ because: {'; '.join(differences)}")
 
 
-def verify_loaded(path: Path) -> int | None:
-    """Refuse a checkpoint that is not what its manifest says.
-
-    Returns:
-        Its sequence number; None where it has no manifest, as stock checkpoints.
-
-    Raises:
-        DamagedCheckpoint: naming the reason, and the newest valid generation beside it.
-    """
+def _verify_loaded(path: Path) -> Generation | None:
+    """The generation of a checkpoint; None where it has no manifest, as stock checkpoints."""
     folder = GenerationFolder.around(path)
     generation = folder.find(path)
     beside = path.with_suffix(".json").absolute()
@@ -159,7 +164,7 @@ def verify_loaded(path: Path) -> int | None:
     if generation is not None:
         faults = folder.verify(generation)
     if not faults:
-        return generation.sequence if generation is not None else None
+        return generation
     raise DamagedCheckpoint(f"{path} is not loaded: {say(faults)}{_alternative(folder)}")
 
 

@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from .generations import Generation, GenerationFolder
-from .saving import Run, say
+from ..storage.generations import Generation, GenerationFolder
+from .save import Run, say
 
 
 class Scored(NamedTuple):

@@ -1,0 +1,1 @@
+"""What Lightning leaves out of a checkpoint, saved at a boundary and put back at the same one."""
