@@ -54,7 +54,7 @@ HOLDFAST_PARTS = {
     "triggers": "",
     "exact": "around storage",
     "boundary": "around exact",
-    "saving": "boundary exact storage triggers",
+    "saving": "around boundary exact storage triggers",
     "checkpoint": "boundary saving storage",
     "ending": "storage triggers",
     "attempts": "",

@@ -28,10 +28,11 @@ from .saving.save import (
     Run,
     on_first_rank,
     refuse_unverifiable,
-    resume_from,
     run_of,
     save_generation,
     say,
+    take_over,
+    verify_before_loading,
 )
 from .saving.schedule import Schedule
 from .saving.standing import merge, moved_to, scored_in
@@ -146,6 +147,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         with warnings.catch_warnings():  # other files in the folder are in no danger
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             super().setup(trainer, pl_module, stage)
+        verify_before_loading(trainer)
         if stage != "fit" or _is_dry(trainer):
             return
         if self.FILE_EXTENSION != ".ckpt":
@@ -158,7 +160,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        resume_from(trainer, checkpoint)
+        take_over(trainer, checkpoint)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

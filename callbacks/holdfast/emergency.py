@@ -26,7 +26,15 @@ from .attempts import free_memory
 from .boundary import BoundaryCallback, StopRun, abort_evaluation, is_at_boundary
 from .checkpoint import VerifiedCheckpoint
 from .ending import isolate_end, outlast_signals, requeue_job, requeue_signal
-from .saving.save import POST_MORTEM, on_first_rank, refuse_unverifiable, resume_from, run_of, save_generation
+from .saving.save import (
+    POST_MORTEM,
+    on_first_rank,
+    refuse_unverifiable,
+    run_of,
+    save_generation,
+    take_over,
+    verify_before_loading,
+)
 from .saving.save_costs import SaveCosts
 from .saving.schedule import Schedule
 from .storage.durable import link
@@ -206,13 +214,14 @@ class EmergencyCheckpoint(BoundaryCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        verify_before_loading(trainer)
         if stage == "fit" and not _is_dry(trainer):
             self.schedule.check(pl_module)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        resume_from(trainer, checkpoint)
+        take_over(trainer, checkpoint)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

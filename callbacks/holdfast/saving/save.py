@@ -5,9 +5,11 @@ Knows nothing about when to save, nor which older saves may go.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ..around import around
 from ..storage.generations import Damage, Generation, GenerationFolder
 from ..storage.parts import PartStore, load_parts
 from .capture import VERSION, capture, facts_of, non_finite_of, stateful_of
@@ -42,11 +45,15 @@ class Run:
         id: kept from one resume to the next.
         resumed_sequence: of the generation the run goes on from; later ones are of a future given up.
         told: what the user has been warned of once.
+        loaded: the generation that was verified and loaded last.
+        is_verifying: whether what the trainer loads is verified first.
     """
 
     id: str
     resumed_sequence: int | None = None
     told: set[str] = field(default_factory=set)
+    loaded: Generation | None = None
+    is_verifying: bool = False
 
     def owns(self, generation: Generation) -> bool:
         return bool(generation.manifest.get("run") == self.id)
@@ -124,18 +131,41 @@ def save_generation(
     return generation
 
 
-def resume_from(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Refuse a damaged checkpoint; where a fit goes on from it, take over which run it is, and give parts
-    to those who have not taken theirs. For every callback that may be alone; the first one's call counts.
+def verify_before_loading(trainer: Trainer) -> None:
+    """From ``setup`` on, whatever checkpoint this trainer loads is compared with its manifest first.
+
+    Loading then raises DamagedCheckpoint where it is not what was written.
+    """
+    run = run_of(trainer)
+    if not run.is_verifying:
+        run.is_verifying = True
+        around(trainer._checkpoint_connector, "resume_start", partial(_verify_and_load, trainer))
+
+
+def _verify_and_load(
+    trainer: Trainer,
+    resume_start: Callable[..., None],
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    weights_only: bool | None = None,
+) -> None:
+    path = Path(checkpoint_path or "")
+    verified = on_first_rank(trainer, lambda: _verify(path)) if path.is_file() else None
+    run_of(trainer).loaded = verified
+    resume_start(checkpoint_path, weights_only)
+
+
+def take_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Where a fit goes on from a checkpoint: which run it is, and parts to those who have not taken theirs.
+
+    For every callback that may be alone; the first one's call counts.
 
     Raises:
-        DamagedCheckpoint: it is not what its manifest says, or a newer version wrote it.
+        DamagedCheckpoint: a newer version wrote it.
     """
     path, ours = Path(trainer.ckpt_path or ""), checkpoint.setdefault("holdfast", {})
     if ours.get("is_taken_over") or not path.is_file():
         return
     ours["is_taken_over"] = True
-    generation = on_first_rank(trainer, lambda: _verify_loaded(path))
     if trainer.state.fn != TrainerFn.FITTING:
         return
     if ours.get("version", VERSION) > VERSION:
@@ -143,7 +173,7 @@ def resume_from(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             f"{path} has version {ours['version']} of what lightning-holdfast keeps, and this one reads up "
             f"to {VERSION}; update lightning-holdfast"
         )
-    run = run_of(trainer)
+    run, generation = run_of(trainer), run_of(trainer).loaded
     run.id = ours.get("run", run.id)
     run.resumed_sequence = generation.sequence if generation is not None else None
     for owner, stateful in stateful_of(trainer).items():
@@ -155,7 +185,7 @@ def resume_from(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         rank_zero_warn(f"{path} is restored exactly; arithmetic may differ because: {'; '.join(differences)}")
 
 
-def _verify_loaded(path: Path) -> Generation | None:
+def _verify(path: Path) -> Generation | None:
     """The generation of a checkpoint; None where it has no manifest, as stock checkpoints."""
     folder = GenerationFolder.around(path)
     generation = folder.find(path)
