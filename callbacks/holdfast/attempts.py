@@ -74,7 +74,7 @@ class Attempts:
         self._is_waiting: bool | None = None  # gradients for a step; None: a checkpoint may have brought some
         self._was_waiting = False  # as the batch began
         self._num_zeroed = 0
-        self._has_cuda = False
+        self._has_cuda = self._has_scaler = self._are_small = False
 
     def install(self) -> None:
         loop, strategy = self._trainer.fit_loop.epoch_loop, self._trainer.strategy
@@ -96,6 +96,8 @@ class Attempts:
         self._buffers = [(owner, name) for owner, name in tensors if owner[name].nbytes <= _MOST_BYTES]
         self._saved = []
         self._is_waiting = None
+        self._are_small = _are_alike_and_small(list(self._module.parameters()))
+        self._has_scaler = getattr(self._trainer.precision_plugin, "scaler", None) is not None
         self._has_cuda = torch.cuda.is_initialized()
 
     @property
@@ -259,9 +261,12 @@ class Attempts:
         return result
 
     def _has_finite_gradients(self, optimizer: Any) -> bool:
-        if getattr(self._trainer.precision_plugin, "scaler", None) is not None:
+        if self._has_scaler:
             return True  # it leaves such steps out itself, to find its scale
-        is_finite = are_finite([p.grad for group in optimizer.param_groups for p in group["params"]])
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        is_finite = _all_finite(gradients) if self._are_small else are_finite(gradients)
         if self._trainer.world_size > 1:
             is_finite = self._trainer.strategy.reduce_boolean_decision(is_finite, all=True)
         return is_finite
@@ -282,22 +287,41 @@ def are_finite(tensors: Iterable[Tensor | None]) -> bool:
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.numel() < _LARGE and tensor.dtype in _SMALL_TYPES and tensor.layout is torch.strided:
+        if _is_small(tensor):
             small.setdefault(tensor.get_device(), []).append(tensor)
-        # a sum of finite numbers may overflow, so one that is not finite is looked at closely
-        elif not torch.isfinite(tensor.sum()).item() and not tensor.isfinite().all().item():
+        elif not _is_finite(tensor):
             return False
     return all(_all_finite(group) for group in small.values())
 
 
-@torch.no_grad()
+def _is_finite(tensor: Tensor) -> bool:
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    # a sum of finite numbers may overflow, so one that is not finite is looked at closely
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return tensor.numel() < _LARGE and tensor.dtype in _SMALL_TYPES and tensor.layout is torch.strided
+
+
+def _are_alike_and_small(parameters: list[Tensor]) -> bool:
+    """Whether gradients of these can be looked at in one call."""
+    is_one_device = len({parameter.device for parameter in parameters}) == 1
+    return is_one_device and all(map(_is_small, parameters))
+
+
 def _all_finite(tensors: list[Tensor]) -> bool:
     """As GradScaler asks: one call for many tensors, multiplied by one on the way."""
+    if not tensors:
+        return True
     device = tensors[0].device
     if device not in _checks:
         _checks[device] = (torch.zeros(1, device=device), torch.ones(1, device=device))
     is_any_infinite, one = _checks[device]
-    torch._amp_foreach_non_finite_check_and_unscale_(tensors, is_any_infinite, one)
+    try:
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, is_any_infinite, one)
+    except RuntimeError:  # sparse ones, or those of a graph
+        return all(map(_is_finite, tensors))
     if is_any_infinite.item():
         is_any_infinite.zero_()
         return False

@@ -180,6 +180,10 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         self._may_finish = hasattr(pl_module, "is_finished")
         self.schedule.start(trainer, pl_module)
 
+    def idle_hooks(self) -> set[str]:
+        decides = self._every_n_train_steps >= 1 or self._train_time_interval is not None
+        return super().idle_hooks() | (set() if decides else {"on_train_batch_end"})
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -33,6 +33,7 @@ from .saving.save import (
     run_of,
     save_generation,
     take_over,
+    timing_save,
     verify_before_loading,
 )
 from .saving.save_costs import SaveCosts
@@ -229,6 +230,7 @@ class EmergencyCheckpoint(BoundaryCallback):
             return
         if self._trainer is not trainer:
             around(trainer.fit_loop, "run", self._run)
+            around(trainer, "save_checkpoint", partial(_save_timed, trainer))
         self._trainer, self._ending, self._is_alarmed = trainer, None, False
         self._find_folder(trainer)
 
@@ -251,7 +253,7 @@ class EmergencyCheckpoint(BoundaryCallback):
         self._stop_watching()
         self._is_alone = trainer.world_size == 1
         pace = Pace(partial(_iterations_of, trainer), self._clock)
-        self._costs = SaveCosts(self._folder, pl_module, pace, self._clock)
+        self._costs = SaveCosts(run_of(trainer), self._folder, pl_module, pace)
         self._choose_checks(trainer, pl_module)
         self.schedule.start(trainer, pl_module)
         self._start_watching(trainer)
@@ -301,27 +303,17 @@ class EmergencyCheckpoint(BoundaryCallback):
             self._lock.release()
         self._lock = self._folder = None
 
-    # -- what saves cost -------------------------------------------------------------------------
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if self._costs is not None:  # of whoever saves
-            self._costs.begin()
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self._costs is not None:
-            self._costs.end()
-
     # -- NaN and infinity ------------------------------------------------------------------------
+
+    def idle_hooks(self) -> set[str]:
+        looks = {"on_train_batch_end", "on_before_optimizer_step"}
+        return super().idle_hooks() | (set() if self._checks_every else looks)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._num_batches += 1
-        if self._checks_every and self._num_batches % self._checks_every == 0 and self.numerics is not None:
+        if self._num_batches % self._checks_every == 0 and self.numerics is not None:
             self.numerics.check_loss(outputs)
             self.numerics.check_declared(pl_module)
 
@@ -329,7 +321,7 @@ class EmergencyCheckpoint(BoundaryCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         self._num_optimizer_steps += 1
-        if not self._checks_every or self._num_optimizer_steps % self._checks_every or self.numerics is None:
+        if self._num_optimizer_steps % self._checks_every or self.numerics is None:
             return
         # a GradScaler looks for its scale by letting gradients overflow, and leaves such steps out
         if getattr(trainer.precision_plugin, "scaler", None) is None:
@@ -541,3 +533,8 @@ def _iterations_of(trainer: Trainer) -> int | None:
     if trainer.validating or trainer.sanity_checking:
         return None
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+
+
+def _save_timed(trainer: Trainer, save_checkpoint: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    with timing_save(trainer):
+        save_checkpoint(*args, **kwargs)

@@ -95,6 +95,34 @@ def test_second_fit_calls_once_per_boundary() -> None:
     assert (first, len(trace.seen)) == (4, 8)
 
 
+class Own(BoundaryCallback):
+    """Overrides one of the hooks of a batch."""
+
+    def __init__(self) -> None:
+        self.num_batches, self.idle = 0, set[str]()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.num_batches += 1
+
+    def on_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.num_batches == 2:
+            self.idle = {name for name in dir(self) if name.startswith("on_") and not getattr(self, name)}
+
+
+def test_hooks_of_a_batch_that_do_nothing_are_not_called() -> None:
+    own = Own()
+    make_trainer(own, max_epochs=2, limit_train_batches=3).fit(Boring())
+    assert own.num_batches == 6
+    assert own.idle == {
+        "on_train_batch_start",
+        "on_before_zero_grad",
+        "on_before_backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+    }
+    assert all(callable(getattr(own, name)) for name in own.idle)  # again, once the fit is over
+
+
 class Counting(Boring):
     """Validates; optionally asks to be aborted in its second validation batch."""
 

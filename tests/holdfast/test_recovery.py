@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from holdfast.attempts import are_finite
+from holdfast.attempts import _all_finite, are_finite
 from holdfast.checkpoint import VerifiedCheckpoint
 from holdfast.exact.logs import log_positions, restore_log_positions, resume_logging
 from holdfast.recovery import Diverged, ErrorRecovery
@@ -222,6 +223,15 @@ def keep(folder: Path) -> VerifiedCheckpoint:
 def diverge_once(trainer: Trainer, module: LightningModule) -> str | None:
     is_now = trainer.global_step == 6 and trainer.optimizers[0].param_groups[0]["lr"] > 0.006
     return "told to" if is_now else None
+
+
+def test_gradients_that_are_sparse_or_of_a_graph_are_looked_at_too() -> None:
+    sparse = torch.sparse_coo_tensor([[1]], [2.0], (4,), check_invariants=True)
+    of_a_graph = torch.ones(3, requires_grad=True) * 2
+    for look in (are_finite, _all_finite):
+        assert look([torch.ones(2), sparse, of_a_graph])
+        assert not look([torch.ones(2), sparse * math.inf, of_a_graph])
+        assert not look([torch.ones(2), sparse, of_a_graph * math.nan])
 
 
 def test_diverged_run_goes_back_and_on_with_a_lower_learning_rate(tmp_path: Path) -> None:

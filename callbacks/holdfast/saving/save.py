@@ -5,9 +5,11 @@ Knows nothing about when to save, nor which older saves may go.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,6 +49,7 @@ class Run:
         told: what the user has been warned of once.
         loaded: the generation that was verified and loaded last.
         is_verifying: whether what the trainer loads is verified first.
+        num_saves, longest_save_s: by this process, whoever saved.
     """
 
     id: str
@@ -54,6 +57,8 @@ class Run:
     told: set[str] = field(default_factory=set)
     loaded: Generation | None = None
     is_verifying: bool = False
+    num_saves: int = 0
+    longest_save_s: float = 0.0
 
     def owns(self, generation: Generation) -> bool:
         return bool(generation.manifest.get("run") == self.id)
@@ -100,7 +105,7 @@ def save_generation(
         OSError: the disk refused; nothing was added and nothing older harmed.
         Unloadable: the state holds what could not be loaded.
     """
-    with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
+    with timing_save(trainer), trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
         store = PartStore(folder.path)
         checkpoint, notes = capture(trainer, store, weights_only)
         checkpoint.get("holdfast", {})["run"] = run_of(trainer).id
@@ -129,6 +134,16 @@ def save_generation(
         generation = on_first_rank(trainer, write)
     _tell_once(run_of(trainer), generation, notes, bool(broken))
     return generation
+
+
+@contextlib.contextmanager
+def timing_save(trainer: Trainer) -> Iterator[None]:
+    """Remember how long a save took that came about."""
+    began = time.monotonic()
+    yield
+    run = run_of(trainer)
+    run.longest_save_s = max(run.longest_save_s, time.monotonic() - began)
+    run.num_saves += 1
 
 
 def verify_before_loading(trainer: Trainer) -> None:

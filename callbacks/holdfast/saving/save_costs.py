@@ -5,12 +5,11 @@ Knows nothing about who saves, nor who asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from lightning.pytorch import LightningModule
 
 from ..storage.generations import Generation, GenerationFolder
 from ..triggers import Pace
+from .save import Run
 
 FIRST_SAVE_S = 1.0  # before anything is known
 
@@ -18,23 +17,13 @@ FIRST_SAVE_S = 1.0  # before anything is known
 class SaveCosts:
     """Estimates from the saves so far; `seconds` and `num_bytes` may be asked from any thread."""
 
-    def __init__(
-        self, folder: GenerationFolder, module: LightningModule, pace: Pace, clock: Callable[[], float]
-    ) -> None:
-        self.longest_s = 0.0
-        self._folder, self._module, self._pace, self._clock = folder, module, pace, clock
-        self._began: float | None = None
-        self._num_bytes: int | None = None
+    def __init__(self, run: Run, folder: GenerationFolder, module: LightningModule, pace: Pace) -> None:
+        self._run, self._folder, self._module, self._pace = run, folder, module, pace
+        self._num_bytes, self._num_saves = 0, -1
 
-    def begin(self) -> None:
-        """Somebody saves."""
-        self._began = self._clock()
-
-    def end(self) -> None:
-        """The save that began, if one did, is over."""
-        if self._began is not None:
-            self.longest_s = max(self.longest_s, self._clock() - self._began)
-            self._began = self._num_bytes = None
+    @property
+    def longest_s(self) -> float:
+        return self._run.longest_save_s
 
     def seconds(self) -> float:
         """To the next boundary, and then as long as the longest save took."""
@@ -42,7 +31,8 @@ class SaveCosts:
 
     def num_bytes(self) -> int:
         """What the newest save wrote; before there is one, the weights three times, as with Adam."""
-        if self._num_bytes is None:
+        if self._num_saves != self._run.num_saves:
+            self._num_saves = self._run.num_saves
             generations = self._folder.generations()[:2]
             weights = sum(parameter.nbytes for parameter in self._module.parameters())
             self._num_bytes = _new_bytes(generations) or 3 * weights
