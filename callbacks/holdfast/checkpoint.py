@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from weakref import proxy
@@ -35,7 +35,7 @@ from .saving.save import (
     verify_before_loading,
 )
 from .saving.schedule import Schedule
-from .saving.standing import merge, moved_to, scored_in
+from .saving.standing import Wanted, merge, moved_to, scored_in
 from .storage.durable import link
 from .storage.generations import Damage, Generation, GenerationFolder
 from .storage.lock import FolderLock
@@ -61,17 +61,6 @@ _BOOKKEEPING = (
 
 class RehearsalFailed(StopRun):
     """Saving does not work, found out at the start of the run instead of its end."""
-
-
-@dataclass
-class _Wanted:
-    """A file that ModelCheckpoint decided to save, and what its decision changed."""
-
-    path: str
-    is_last: bool
-    score: Tensor | None
-    before: dict[str, Any]
-    replaces: list[str] = field(default_factory=list)
 
 
 class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
@@ -124,7 +113,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         self.num_saves = 0
         self._clock = clock
         self._lock: FolderLock | None = None
-        self._waiting: list[_Wanted] = []
+        self._waiting: list[Wanted] = []
         self._before: dict[str, Any] = {}
         self._progress_saved = (0, 0, 0)
         self._needs_rehearsal = self._needs_start = self._may_finish = False
@@ -163,9 +152,15 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         take_over(trainer, checkpoint)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
+    def state_dict(self) -> dict[str, Any]:
+        """With what is decided and not saved yet: another callback's save may come before it."""
+        waiting = {"waiting": [asdict(wanted) for wanted in self._waiting]} if self._waiting else {}
+        return {**super().state_dict(), **waiting}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._waiting = []  # decided in a future that was given up, where a run goes back
-        super().load_state_dict(moved_to(state_dict, str(self.dirpath)))
+        state_dict = moved_to(state_dict, str(self.dirpath))
+        super().load_state_dict(state_dict)
+        self._waiting = [Wanted(**wanted) for wanted in state_dict["waiting"]]
         self.current_score = state_dict.get("current_score")  # which ModelCheckpoint saves, but forgets here
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,14 +250,14 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         is_last = filepath == self.last_model_path
         score = None if is_last or self.monitor is None else self.best_k_models.get(filepath)
-        self._waiting.append(_Wanted(filepath, is_last, score, self._before))
+        self._waiting.append(Wanted(filepath, is_last, score, self._before))
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
 
     def _link_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, filepath: str, linkpath: str
     ) -> None:
-        self._waiting.append(_Wanted(linkpath, True, None, self._before))
+        self._waiting.append(Wanted(linkpath, True, None, self._before))
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self._waiting[-1].replaces.append(filepath)  # it goes once what takes its place is there
@@ -278,7 +273,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         kept = {name: getattr(self, name) for name in _BOOKKEEPING}
         return {**kept, "best_k_models": dict(self.best_k_models)}
 
-    def _take_back(self, wanted: _Wanted) -> None:
+    def _take_back(self, wanted: Wanted) -> None:
         """Nothing came of a decision, so it was not made."""
         for name, value in wanted.before.items():
             setattr(self, name, value)
@@ -313,12 +308,13 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         if is_due and self.save_last is None and not self.last_model_path:
             self.last_model_path = self._free_last_path(trainer)
         newest: Generation | None = None
-        waiting, self._waiting = self._waiting, []
-        for wanted in waiting:
+        while self._waiting:
+            wanted = self._waiting.pop(0)
             serves = wanted.is_last and self._is_good(newest)
             saved = newest if serves else self._save(trainer, wanted)
             if saved is None:
                 self._take_back(wanted)
+                self._waiting = []
                 break
             newest = saved
             self._follow_up(trainer, newest, wanted.replaces)
@@ -336,7 +332,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
     def _is_good(self, generation: Generation | None) -> bool:
         return generation is not None and (generation.is_resumable or self.save_weights_only)
 
-    def _save(self, trainer: Trainer, wanted: _Wanted | None = None) -> Generation | None:
+    def _save(self, trainer: Trainer, wanted: Wanted | None = None) -> Generation | None:
         """One save, which may fail: a regular one, or what was decided."""
         is_regular = wanted is None or wanted.is_last
         facts: dict[str, Any] = {"saved_by": self.state_key}
@@ -506,9 +502,11 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         """Take the best checkpoints from what is there, so that none is lost to a worse one."""
         run = run_of(trainer)
         found = on_first_rank(trainer, lambda: scored_in(self.folder, run, self.state_key))
-        best = merge(self.best_k_models, found, self.save_top_k, self.mode)
+        expected = {wanted.path for wanted in self._waiting}
+        replaced = {path for wanted in self._waiting for path in wanted.replaces}
+        best = merge(self.best_k_models, found, self.save_top_k, self.mode, expected)
         for item in found:
-            if item.path not in best:  # beaten, but the process died before it was removed
+            if item.path not in {*best, *replaced}:  # beaten, but the process died before it was removed
                 on_first_rank(trainer, lambda path=item.path: self._remove(path))  # type: ignore[misc]
         self._ahead = {item.global_step: item.score for item in found if item.is_ahead and item.path in best}
         if {path: float(score) for path, score in best.items()} != {

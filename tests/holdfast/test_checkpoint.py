@@ -777,6 +777,44 @@ def test_a_run_killed_at_any_call_of_any_save_ends_as_if_it_had_not_been(
         assert {g.kind for g in audited(ours.folder)} == {"best", "regular"}
 
 
+def test_the_best_of_one_callback_is_not_lost_between_the_saves_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one's checkpoint is whole, and knows of a best whose file is still to come."""
+    disk = Disk(monkeypatch)
+
+    def run(name: str, path: Any = None) -> VerifiedCheckpoint:
+        torch.manual_seed(0)
+        folder = tmp_path / name
+        regular = VerifiedCheckpoint(folder, every={"steps": 4})
+        best = VerifiedCheckpoint(
+            folder,
+            "best-{epoch}-{step}",
+            "score",
+            save_top_k=2,
+            save_weights_only=True,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=False,
+        )
+        trainer = make_trainer(tmp_path, regular, best, max_epochs=2, val_check_interval=4)
+        trainer.fit(Line(), ckpt_path=path)
+        return best
+
+    disk.reset()
+    kept = run("whole")
+    for call in range(60, disk.num_calls, 7):
+        disk.reset(dead_from=call)
+        with pytest.raises(Crash):
+            run(str(call))
+        disk.reset()
+        best = run(str(call), "last")
+        assert relative(best, tmp_path / str(call)) == relative(kept, tmp_path / "whole")
+        saved = {g.name: g.manifest["monitor"]["value"] for g in audited(best.folder) if g.kind == "best"}
+        assert saved == {
+            g.name: g.manifest["monitor"]["value"] for g in kept.folder.generations() if g.kind == "best"
+        }
+
+
 @pytest.mark.timeout(660)  # two processes, each with its own imports
 def test_ranks_agree_and_survive_a_full_disk_of_the_first(tmp_path: Path) -> None:
     program = f"""

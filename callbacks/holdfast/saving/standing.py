@@ -9,6 +9,8 @@ may be there. What lies in the folder counts: so no better checkpoint is lost to
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,22 @@ from torch import Tensor
 
 from ..storage.generations import Generation, GenerationFolder
 from .save import Run, say
+
+
+@dataclass
+class Wanted:
+    """A file that ModelCheckpoint decided to save, and what its decision changed.
+
+    Attributes:
+        before: what ModelCheckpoint remembered until then.
+        replaces: paths that go once this one is there.
+    """
+
+    path: str
+    is_last: bool
+    score: Tensor | None
+    before: dict[str, Any]
+    replaces: list[str] = field(default_factory=list)
 
 
 class Scored(NamedTuple):
@@ -30,15 +48,33 @@ class Scored(NamedTuple):
 
 
 def moved_to(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """A ModelCheckpoint's state with paths where the files lie now; what is gone is forgotten."""
+    """A ModelCheckpoint's state with paths where the files lie now; what is gone is forgotten.
+
+    What was still to be saved under ``waiting`` is not gone: it is saved at the first boundary.
+    """
     there = str(state.get("dirpath") or folder)
-    best = {_find(path, there, folder): score for path, score in state.get("best_k_models", {}).items()}
+    waiting = [_moved(wanted, there, folder) for wanted in state.get("waiting", [])]
+    expected = {wanted["path"] for wanted in waiting}
+
+    def find(path: str) -> str:
+        moved = _relocated(path, there, folder)
+        return moved if moved in expected else next(filter(os.path.exists, (moved, path)), "") if path else ""
+
+    best = {find(path): score for path, score in state.get("best_k_models", {}).items()}
     best.pop("", None)
-    paths = {
-        name: _find(state.get(name, ""), there, folder)
-        for name in ("best_model_path", "kth_best_model_path", "last_model_path")
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    paths = {name: find(state.get(name, "")) for name in names}
+    return {**state, **paths, "best_k_models": best, "dirpath": folder, "waiting": waiting}
+
+
+def _moved(wanted: dict[str, Any], there: str, here: str) -> dict[str, Any]:
+    before = moved_to({**wanted["before"], "dirpath": there}, here)
+    return {
+        **wanted,
+        "path": _relocated(wanted["path"], there, here),
+        "before": {name: before[name] for name in wanted["before"]},
+        "replaces": [_relocated(path, there, here) for path in wanted["replaces"]],
     }
-    return {**state, **paths, "best_k_models": best, "dirpath": folder}
 
 
 def scored_in(folder: GenerationFolder, run: Run, saved_by: str) -> list[Scored]:
@@ -58,12 +94,18 @@ def scored_in(folder: GenerationFolder, run: Run, saved_by: str) -> list[Scored]
     return found
 
 
-def merge(remembered: dict[str, Tensor], found: list[Scored], k: int, mode: str) -> dict[str, Tensor]:
-    """The best ``k`` (-1: all) of what is remembered and what was found; the found score counts."""
-    scores = {path: score for path, score in remembered.items() if os.path.exists(path)}
+def merge(
+    remembered: dict[str, Tensor], found: list[Scored], k: int, mode: str, expected: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The best ``k`` (-1: all) of what is remembered and what was found; the found score counts.
+
+    Args:
+        expected: paths about to be saved, whose remembered score counts.
+    """
+    scores = {path: score for path, score in remembered.items() if path in expected or os.path.exists(path)}
     for item in found:
         known = scores.get(item.path)
-        if known is None or float(known) != item.score:
+        if item.path not in expected and (known is None or float(known) != item.score):
             scores[item.path] = torch.tensor(item.score)
     if k < 0 or len(scores) <= k:
         return scores
@@ -79,8 +121,7 @@ def _score_of(generation: Generation) -> float | None:
         return None
 
 
-def _find(path: str, there: str, here: str) -> str:
-    if not path:
-        return ""
-    moved = Path(here, os.path.relpath(path, there)) if Path(path).is_relative_to(there) else Path(path)
-    return next((str(place) for place in (moved, Path(path)) if place.exists()), "")
+def _relocated(path: str, there: str, here: str) -> str:
+    if not path or not Path(path).is_relative_to(there):
+        return path
+    return str(Path(here, os.path.relpath(path, there)))
