@@ -17,7 +17,6 @@ The seams are methods that Lightning calls through an instance, so this one Trai
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import traceback
 from collections.abc import Callable, Iterable
@@ -30,6 +29,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch import Tensor
 
 _LARGE = 2**14  # elements from which one pass that only reads is the cheaper check
+_FIRST_LOOKS, _LOOK_EVERY = 8, 64  # losses
 _MOST_BYTES = 2**24  # buffers above are not copied before each batch
 Ranges = list[tuple[int, int]]
 
@@ -68,19 +68,22 @@ class Attempts:
         self._buffers: list[tuple[dict[str, Any], str]] = []
         self._saved: list[tuple[Tensor, Tensor]] = []
         self._logged: list[tuple[Any, dict[str, Any]]] = []
-        self._rng = torch.get_rng_state()
-        self._cuda_rng: list[Tensor] = []
+        self.draws = False  # whether batches have been seen to move torch's random stream
+        self.next_look = 0  # at that, in losses
+        self._rng: Tensor | None = None
+        self._cuda_rng: list[int] = []  # how far each stream is
         self._has_left_out = self._is_stepping = self._has_propagated = False
         self._is_waiting: bool | None = None  # gradients for a step; None: a checkpoint may have brought some
         self._was_waiting = False  # as the batch began
-        self._num_zeroed = 0
+        self._num_zeroed, self._zeroed = 0, self._zero_grad.total
         self._has_cuda = self._has_scaler = self._are_small = False
 
     def install(self) -> None:
         loop, strategy = self._trainer.fit_loop.epoch_loop, self._trainer.strategy
         self._around(loop.automatic_optimization, "run", self._run)
         self._around(loop.manual_optimization, "run", self._run)
-        self._around(strategy, "training_step", self._training_step)
+        if not self._module.automatic_optimization:
+            self._around(strategy, "training_step", self._training_step)
         self._around(strategy, "backward", self._backward)
         self._around(strategy, "optimizer_step", self._optimizer_step)
         self._around(loop._results, "update_metrics", self._update_metrics)
@@ -96,6 +99,7 @@ class Attempts:
         self._buffers = [(owner, name) for owner, name in tensors if owner[name].nbytes <= _MOST_BYTES]
         self._saved = []
         self._is_waiting = None
+        self._zeroed = self._zero_grad.total
         self._are_small = _are_alike_and_small(list(self._module.parameters()))
         self._has_scaler = getattr(self._trainer.precision_plugin, "scaler", None) is not None
         self._has_cuda = torch.cuda.is_initialized()
@@ -117,19 +121,38 @@ class Attempts:
             self._is_waiting = any(p.grad is not None for p in self._module.parameters())
         self._was_waiting = self._is_waiting
         self._has_left_out = self._is_stepping = self._has_propagated = False
-        self._num_zeroed = self._zero_grad.total.completed
+        self._num_zeroed = self._zeroed.completed
         self._mark()
-        for attempt in itertools.count(1):
-            try:
-                return run(*args)
-            except Exception as error:
-                if not is_out_of_memory(error) or attempt > self._oom_retries or not self._can_undo(args):
-                    raise
-                traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
-                reason = str(error)
-            self._on_retry(reason)
+        try:
+            result = run(*args)
+        except Exception as error:
+            result = self._try_again(error, run, args)
+        if self._rng is not None:
+            self._look_whether_it_draws()
+            self._rng = None  # what loaders draw meanwhile does not count
+        return result
+
+    def _try_again(self, error: Exception, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        for _ in range(self._oom_retries):
+            if not is_out_of_memory(error) or not self._can_undo(args):
+                break
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
+            self._on_retry(str(error))
             self._undo_batch()
             free_memory(self._trainer)
+            try:
+                return run(*args)
+            except Exception as again:
+                error = again
+        raise error
+
+    def _look_whether_it_draws(self) -> None:
+        """A copy of the stream costs 7 us, so steps that draw nothing have none but now and then."""
+        if self.draws:
+            return
+        self.draws = not torch.equal(self._rng, torch.default_generator.get_state())  # type: ignore[arg-type]
+        if self.num_losses >= _FIRST_LOOKS:
+            self.next_look = self.num_losses + _LOOK_EVERY
 
     def _can_undo(self, args: tuple[Any, ...]) -> bool:
         """Whether the batch can be had again, and nothing it has changed is beyond putting back."""
@@ -138,18 +161,22 @@ class Attempts:
         return not (has_fetched or self._is_stepping or is_mixed_up)
 
     def _mark(self) -> None:
-        self._rng = torch.default_generator.get_state()
+        if self._rng is not None:
+            self._look_whether_it_draws()
+        looks = self.draws or self.num_losses >= self.next_look
+        self._rng = torch.default_generator.get_state() if looks else None
         if self._has_cuda:
-            self._cuda_rng = torch.cuda.get_rng_state_all()
+            self._cuda_rng = [generator.get_offset() for generator in torch.cuda.default_generators]
         if self._buffers:
             self._save_buffers()
         if self._logged:
             self._logged = []
 
     def _undo(self) -> None:
-        torch.default_generator.set_state(self._rng)
-        if self._cuda_rng:
-            torch.cuda.set_rng_state_all(self._cuda_rng)
+        if self._rng is not None:
+            torch.default_generator.set_state(self._rng)
+        for generator, offset in zip(torch.cuda.default_generators, self._cuda_rng, strict=False):
+            generator.set_offset(offset)
         with torch.no_grad():
             for (owner, name), (tensor, saved) in zip(self._buffers, self._saved, strict=True):
                 tensor.copy_(saved)

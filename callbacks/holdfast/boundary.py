@@ -89,6 +89,7 @@ class _Boundary:
         self.exact = ExactResume(trainer)
         self.is_open = False
         self.is_evaluation_due = False
+        self._has_cycles = False
         self._trainer = trainer
         self._callbacks: list[BoundaryCallback] = []
         self._hidden: list[tuple[BoundaryCallback, str]] = []
@@ -127,6 +128,7 @@ class _Boundary:
     def _start_epoch(self, on_run_start: Callable[[Any], None], data_fetcher: Any) -> None:
         self.exact.start_epoch(on_run_start, data_fetcher)
         self._hide_idle_hooks()
+        self._has_cycles = self.exact.data.has_cycles
         resume_logging(self._trainer)
         self._dispatch()
 
@@ -137,7 +139,7 @@ class _Boundary:
             self._go_back()
             self._end_iteration(on_advance_end, data_fetcher)  # the run goes on, so it is played now
             return
-        if self.exact.data.has_cycles:
+        if self._has_cycles:
             self.exact.data.note_cycle()
         self._dispatch()
 

@@ -41,8 +41,8 @@ class _GoBack(StopRun):
 class ErrorRecovery(BoundaryCallback):
     """Non-critical errors do not end a run. What it did is in `history`, the log, the metrics and `status`.
 
-    - **A batch whose loss or gradients are not finite** is left out: weights, optimiser, buffers, torch's
-      random streams and aggregated `self.log` values stay as if it had not been there. Lightning's counters
+    - **A batch whose loss is not finite** is left out: weights, optimiser, buffers, torch's random streams
+      and aggregated `self.log` values stay as if it had not been there. Lightning's counters
       and schedulers count it. In manual optimisation the rest of the training step is left out with it;
       optimiser steps that were taken before in the same training step stay.
     - **A run that diverged** goes back to the newest sound generation from before: more than
@@ -70,7 +70,8 @@ class ErrorRecovery(BoundaryCallback):
         spike_factor: None for no such condition.
         is_diverged: asked at every boundary; returns the reason, or None.
         folder: of generations; None: that of VerifiedCheckpoint.
-        check_gradients: look at gradients, too, before each step. Costs one pass over them.
+        check_gradients: look at gradients, too, before each step: one pass over them, and 10 us. Without,
+            a finite loss with other gradients shows at the next loss, and the run goes back.
         oom_retries: of one batch.
         logger_retry_seconds: until a silenced logger is tried again; doubles up to 5 minutes.
         max_waiting_rows: of a silenced logger.
@@ -88,7 +89,7 @@ class ErrorRecovery(BoundaryCallback):
         spike_losses: int = 50,
         is_diverged: Condition | None = None,
         folder: str | Path | None = None,
-        check_gradients: bool = True,
+        check_gradients: bool = False,
         oom_retries: int = 2,
         logger_retry_seconds: float = 10.0,
         max_waiting_rows: int = 10_000,
@@ -390,6 +391,8 @@ class ErrorRecovery(BoundaryCallback):
             "lr_scale": self.lr_scale,
             "leave_out": list(self._attempts.leave_out) if self._attempts else [],
             "num_losses": self._attempts.num_losses if self._attempts else 0,
+            "draws": self._attempts.draws if self._attempts else False,
+            "next_look": self._attempts.next_look if self._attempts else 0,
             "skipped": list(self._skipped),
             "in_a_row": self._in_a_row,
             "losses": list(self._losses),
@@ -410,6 +413,8 @@ class ErrorRecovery(BoundaryCallback):
         self._verdict = None
         if self._attempts is not None:
             self._attempts.num_losses = state["num_losses"]
+            self._attempts.draws = state.get("draws", False)
+            self._attempts.next_look = state.get("next_look", 0)
         if self._is_going_back:
             return
         self.counts |= state["counts"]

@@ -45,7 +45,7 @@ SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
             "max_rollbacks": 3,
             "lr_factor": 0.5,
             "spike_factor": None,
-            "check_gradients": False,  # one pass over them an update; the next loss tells as well
+            "check_gradients": False,
             "oom_retries": 2,
         },
     ),

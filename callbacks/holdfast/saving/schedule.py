@@ -46,6 +46,8 @@ class Schedule:
         self._due: list[tuple[_Count, float]] = []  # what to count, and the next multiple of its period
         self._due_at = float("inf")
         self._not_before = clock()
+        self._is_alone = True
+        self._may_differ = MINUTES in self.every or bool(self.counters)  # from rank to rank
 
     def check(self, module: LightningModule) -> None:
         """Refuse a name that means nothing."""
@@ -63,6 +65,7 @@ class Schedule:
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Count from here."""
         self._not_before = self._clock()
+        self._is_alone = trainer.world_size == 1
         self.saved(trainer, module)
 
     def saved(self, trainer: Trainer, module: LightningModule, seconds: float = 0.0) -> None:
@@ -80,13 +83,13 @@ class Schedule:
 
     def is_due(self, trainer: Trainer, module: LightningModule) -> bool:
         """Whether to save now; the same on every rank."""
-        is_due = any(count(trainer, module) >= due for count, due in self._due)
-        is_due = is_due or (MINUTES in self.every and self._clock() >= self._due_at)
-        may_differ = MINUTES in self.every or bool(self.counters)  # from rank to rank
-        if not (is_due or (may_differ and trainer.world_size > 1)):
+        is_due = self._clock() >= self._due_at
+        for count, due in self._due:
+            is_due = is_due or count(trainer, module) >= due
+        if not is_due and (self._is_alone or not self._may_differ):
             return False
         is_due = is_due and self._clock() >= self._not_before
-        return is_due if trainer.world_size == 1 else bool(trainer.strategy.broadcast(is_due))
+        return is_due if self._is_alone else bool(trainer.strategy.broadcast(is_due))
 
     @staticmethod
     def _counted(name: str) -> _Count:
