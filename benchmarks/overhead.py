@@ -113,7 +113,7 @@ class Turns(BoundaryCallback):
         if progress < self._next:
             return
         if self._switch is None:
-            self._switch, self._since = Switch(trainer, self), (time.monotonic(), cpu_of_other_threads())
+            self._switch, self._since = Switch(trainer, self), (time.monotonic(), cpu_of_threads())
         else:
             self.seconds[self._is_on].append((time.thread_time() - self._began) / (progress - self._at))
         done = len(self.seconds[True]) + len(self.seconds[False])
@@ -131,7 +131,7 @@ class Turns(BoundaryCallback):
         self._is_on = is_on
 
     def _finish(self) -> None:
-        wall, cpu = time.monotonic() - self._since[0], cpu_of_other_threads() - self._since[1]
+        wall, cpu = time.monotonic() - self._since[0], cpu_of_threads() - self._since[1]
         self.threads = cpu / wall
         self._set(True)
         self._next, self._is_over = sys.maxsize, True
@@ -146,10 +146,10 @@ class Turns(BoundaryCallback):
         trainer.should_stop = True
 
 
-def cpu_of_other_threads() -> float:
-    """Seconds that threads started from Python have computed, this one left out."""
+def cpu_of_threads() -> float:
+    """Seconds that the threads of the callbacks have computed."""
     clock = os.sysconf("SC_CLK_TCK")
-    own = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()}
+    own = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("holdfast")]
     fields = [Path(f"/proc/self/task/{number}/stat").read_text().rpartition(")")[2].split() for number in own]
     return sum(int(field[11]) + int(field[12]) for field in fields) / clock
 

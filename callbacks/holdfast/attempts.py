@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import math
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,10 +66,13 @@ class Attempts:
         self._on_skip, self._on_retry, self._on_loss = on_skip, on_retry, on_loss
         self._removals: list[Callable[[], None]] = []
         self._buffers: list[tuple[dict[str, Any], str]] = []
-        self._saved: list[tuple[Tensor, Tensor]] = []
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        self._copied: Sequence[int] = ()
         self._logged: list[tuple[Any, dict[str, Any]]] = []
         self.draws = False  # whether batches have been seen to move torch's random stream
-        self.next_look = 0  # at that, in losses
+        self.moving: list[int] = []  # buffers that they have been seen to change
+        self.next_look = 0  # at both, in losses
+        self._is_looking = False
         self._rng: Tensor | None = None
         self._cuda_rng: list[int] = []  # how far each stream is
         self._has_left_out = self._is_stepping = self._has_propagated = False
@@ -97,7 +100,7 @@ class Attempts:
         found = [(part._buffers, name) for part in self._module.modules() for name in part._buffers]
         tensors = [(owner, name) for owner, name in found if owner[name] is not None]
         self._buffers = [(owner, name) for owner, name in tensors if owner[name].nbytes <= _MOST_BYTES]
-        self._saved = []
+        self._copies, self._copied = {}, ()
         self._is_waiting = None
         self._zeroed = self._zero_grad.total
         self._are_small = _are_alike_and_small(list(self._module.parameters()))
@@ -127,9 +130,8 @@ class Attempts:
             result = run(*args)
         except Exception as error:
             result = self._try_again(error, run, args)
-        if self._rng is not None:
-            self._look_whether_it_draws()
-            self._rng = None  # what loaders draw meanwhile does not count
+        if self._is_looking:
+            self._look()
         return result
 
     def _try_again(self, error: Exception, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -146,11 +148,14 @@ class Attempts:
                 error = again
         raise error
 
-    def _look_whether_it_draws(self) -> None:
-        """A copy of the stream costs 7 us, so steps that draw nothing have none but now and then."""
-        if self.draws:
-            return
-        self.draws = not torch.equal(self._rng, torch.default_generator.get_state())  # type: ignore[arg-type]
+    def _look(self) -> None:
+        """Copies of what no batch changes are left out: one of the random stream alone costs 7 us."""
+        self._is_looking = False
+        self.draws |= not torch.equal(self._rng, torch.default_generator.get_state())  # type: ignore[arg-type]
+        for index in set(self._copied).difference(self.moving):
+            (owner, name), (tensor, copy) = self._buffers[index], self._copies[index]
+            if owner[name] is not tensor or not torch.equal(tensor, copy):
+                self.moving.append(index)
         if self.num_losses >= _FIRST_LOOKS:
             self.next_look = self.num_losses + _LOOK_EVERY
 
@@ -161,14 +166,16 @@ class Attempts:
         return not (has_fetched or self._is_stepping or is_mixed_up)
 
     def _mark(self) -> None:
-        if self._rng is not None:
-            self._look_whether_it_draws()
-        looks = self.draws or self.num_losses >= self.next_look
+        if self._is_looking:
+            self._look()
+        self._is_looking = self.num_losses >= self.next_look
+        looks = self._is_looking or self.draws
         self._rng = torch.default_generator.get_state() if looks else None
         if self._has_cuda:
             self._cuda_rng = [generator.get_offset() for generator in torch.cuda.default_generators]
-        if self._buffers:
-            self._save_buffers()
+        self._copied = range(len(self._buffers)) if self._is_looking else self.moving
+        if self._copied:
+            self._copy_buffers()
         if self._logged:
             self._logged = []
 
@@ -178,8 +185,9 @@ class Attempts:
         for generator, offset in zip(torch.cuda.default_generators, self._cuda_rng, strict=False):
             generator.set_offset(offset)
         with torch.no_grad():
-            for (owner, name), (tensor, saved) in zip(self._buffers, self._saved, strict=True):
-                tensor.copy_(saved)
+            for index in self._copied:
+                (owner, name), (tensor, copy) = self._buffers[index], self._copies[index]
+                tensor.copy_(copy)
                 owner[name] = tensor
         while self._logged:
             metric, before = self._logged.pop()
@@ -201,15 +209,15 @@ class Attempts:
         step.total.ready, step.current.ready = step.total.completed, step.current.completed
         self._has_left_out = self._has_propagated = False
 
-    def _save_buffers(self) -> None:
-        live = [owner[name] for owner, name in self._buffers]
-        if len(self._saved) != len(live) or any(
-            tensor is not known for tensor, (known, _) in zip(live, self._saved, strict=True)
-        ):
-            self._saved = [(tensor, tensor.detach().clone()) for tensor in live]
+    def _copy_buffers(self) -> None:
+        live = [(index, *self._buffers[index]) for index in self._copied]
+        known = self._copies
+        if any(index not in known or known[index][0] is not owner[name] for index, owner, name in live):
+            for index, owner, name in live:
+                known[index] = (owner[name], owner[name].detach().clone())
             return
         with torch.no_grad():
-            torch._foreach_copy_([saved for _, saved in self._saved], live)
+            torch._foreach_copy_([known[i][1] for i, _, _ in live], [known[i][0] for i, _, _ in live])
 
     def _update_metrics(self, update_metrics: Callable[..., None], key: str, *args: Any) -> None:
         metric = self._trainer.fit_loop.epoch_loop._results[key]

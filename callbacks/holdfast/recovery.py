@@ -27,6 +27,7 @@ from .storage.generations import Generation, GenerationFolder
 _MOST_RECORDS = 1_000  # in `history`; the counts go on
 _SHARE_WINDOW = 100  # losses over which the share of skipped ones is taken
 _MEDIAN_EVERY, _MEDIAN_OF = 50, 500  # losses
+_SEEN = ("draws", "moving", "next_look")  # of what batches change
 Condition = Callable[[Trainer, LightningModule], str | None]
 
 
@@ -391,8 +392,7 @@ class ErrorRecovery(BoundaryCallback):
             "lr_scale": self.lr_scale,
             "leave_out": list(self._attempts.leave_out) if self._attempts else [],
             "num_losses": self._attempts.num_losses if self._attempts else 0,
-            "draws": self._attempts.draws if self._attempts else False,
-            "next_look": self._attempts.next_look if self._attempts else 0,
+            **({name: getattr(self._attempts, name) for name in _SEEN} if self._attempts else {}),
             "skipped": list(self._skipped),
             "in_a_row": self._in_a_row,
             "losses": list(self._losses),
@@ -413,8 +413,8 @@ class ErrorRecovery(BoundaryCallback):
         self._verdict = None
         if self._attempts is not None:
             self._attempts.num_losses = state["num_losses"]
-            self._attempts.draws = state.get("draws", False)
-            self._attempts.next_look = state.get("next_look", 0)
+            for name in state.keys() & set(_SEEN):
+                setattr(self._attempts, name, state[name])
         if self._is_going_back:
             return
         self.counts |= state["counts"]

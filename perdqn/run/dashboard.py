@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from holdfast import BoundaryCallback
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 LAYOUT = {
@@ -31,7 +32,7 @@ LAYOUT = {
 }
 
 
-class Dashboard(Callback):
+class Dashboard(BoundaryCallback):  # whose idle hooks cost nothing
     """Adds the layout as training starts; `log_score` adds the rest."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from holdfast import BoundaryCallback
 from holdfast.storage.durable import write_whole
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from perdqn.run.folder import RunFolder
 
 
-class RunRecord(Callback):
+class RunRecord(BoundaryCallback):  # whose idle hooks cost nothing
     """Writes ``config.yaml``, ``config_summary.txt`` and a first ``summary.json`` as training starts.
 
     Args:
