@@ -188,8 +188,9 @@ class Tiny(LightningModule):
 
 
 def run_tiny(callbacks: Callable[[], list[Any]], block: int, num_pairs: int) -> Turns:
-    turns = Turns(block, num_pairs, 1000, operator.attrgetter("global_step"))
     own = callbacks()
+    saver = next((c for c in own if isinstance(c, VerifiedCheckpoint)), None)
+    turns = Turns(block, num_pairs, 1000, operator.attrgetter("global_step"), saver)
     trainer = Trainer(
         max_epochs=-1,
         accelerator="cpu",

@@ -1,17 +1,12 @@
 """Learning as a whole: toys whose optimum is known are solved, and priorities win where they must."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from cliffwalk import count_updates, fill, right_action, true_values
 from lightning.pytorch import Trainer
 
 from perdqn.module import PERDQN
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from cliffwalk import count_updates, fill, right_action, true_values
 
 GAMMA, LENGTH = 0.9, 5
 
