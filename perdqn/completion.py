@@ -5,7 +5,10 @@ Knows nothing about what the options mean.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -17,8 +20,11 @@ SHELLS = ("bash", "zsh", "tcsh")
 CONFIGURED = ("fit", "resume", "validate", "test", "check")
 
 
-def get_script(shell: str) -> str:
+def get_script(shell: str, plain: Mapping[str, argparse.ArgumentParser]) -> str:
     """A script for ``shell``; in bash, load it with ``eval "$(perdqn completion bash)"``.
+
+    Args:
+        plain: parsers of commands without settings, by name.
 
     Raises:
         MissingExtra: shtab is not installed.
@@ -29,5 +35,9 @@ def get_script(shell: str) -> str:
     commands = parser.add_subcommands()
     for name, text in COMMANDS.items():
         own = parser_of(name) if name in CONFIGURED else ArgumentParser(prog=f"perdqn {name}")
+        for action in plain[name]._actions if name in plain else ():
+            if action.option_strings and action.dest != "help":
+                kind: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 else {}
+                own.add_argument(*action.option_strings, help=action.help, **kind)
         commands.add_subcommand(name, own, help=text)
     return str(parser.get_completion_script(f"shtab-{shell}"))

@@ -19,8 +19,7 @@ from perdqn.fingerprint import fingerprint as fingerprint_of
 from perdqn.run.saves import find_save
 
 
-def fingerprint(argv: list[str]) -> int:
-    """Exit code 0, or 1 where two states differ."""
+def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "perdqn fingerprint",
         description="SHA-256 of each part of a run's state as JSON; of two, the parts in which they differ.",
@@ -30,7 +29,12 @@ def fingerprint(argv: list[str]) -> int:
     parser.add_argument("other", nargs="?", help="compare with this one: exit code 1 where they differ")
     parser.add_argument("--out", type=Path, help="write the JSON to a file")
     parser.add_argument("--trainer.default_root_dir", help="where runs lie")
-    given, root = parser.parse_args(argv), get_root(argv)
+    return parser
+
+
+def fingerprint(argv: list[str]) -> int:
+    """Exit code 0, or 1 where two states differ."""
+    given, root = get_parser().parse_args(argv), get_root(argv)
     found = _take(given.path, root)
     if given.other is None:
         _write(found, given.out)

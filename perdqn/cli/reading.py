@@ -116,15 +116,19 @@ def check(argv: list[str]) -> int:
     return 0
 
 
-@quietly
-def export(argv: list[str]) -> int:
-    """Write a checkpoint's policy as a program."""
+def get_export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("perdqn export", description="Write a checkpoint's policy as a program.")
     parser.add_argument("run", nargs="?", help="run folder or checkpoint; the newest run where left out")
     parser.add_argument("--to", required=True, help="policy.onnx, or policy.pt2 for torch.export")
     parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
     parser.add_argument("--trainer.default_root_dir", help="where runs lie")
-    given = parser.parse_args(argv)
+    return parser
+
+
+@quietly
+def export(argv: list[str]) -> int:
+    """Write a checkpoint's policy as a program."""
+    given = get_export_parser().parse_args(argv)
     save = find_save(given.run, get_root(argv), given.best)
     read_checkpoint(save)
     module = PERDQN.load_from_checkpoint(save.checkpoint, map_location="cpu", weights_only=True)
@@ -140,10 +144,16 @@ def export(argv: list[str]) -> int:
 @quietly
 def completion(argv: list[str]) -> int:
     """Print a shell's completion script."""
+    from perdqn.cli import fingerprint, verify
     from perdqn.completion import SHELLS, get_script
 
     shell = argv[0] if argv else Path(os.environ.get("SHELL", "bash")).name
     if shell not in SHELLS:
         raise Refused(f"perdqn completion knows {', '.join(SHELLS)}, got {shell}")
-    print(get_script(shell))
+    plain = {
+        "verify": verify.get_parser(),
+        "fingerprint": fingerprint.get_parser(),
+        "export": get_export_parser(),
+    }
+    print(get_script(shell, plain))
     return 0

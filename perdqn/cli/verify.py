@@ -22,8 +22,7 @@ PLAIN = ("last.ckpt", "best.ckpt")  # of runs of earlier versions
 REPAIR = "set damaged files aside, and clear away what a process that died has left"
 
 
-def verify(argv: list[str]) -> int:
-    """Exit code 0 where all is good, 1 where something is damaged, also if it has been set aside now."""
+def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "perdqn verify",
         description="Check a run's saved states against their checksums.",
@@ -33,7 +32,12 @@ def verify(argv: list[str]) -> int:
     parser.add_argument("--repair", action="store_true", help=REPAIR)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--trainer.default_root_dir", help="where runs lie")
-    given = parser.parse_args(argv)
+    return parser
+
+
+def verify(argv: list[str]) -> int:
+    """Exit code 0 where all is good, 1 where something is damaged, also if it has been set aside now."""
+    given = get_parser().parse_args(argv)
     run = find_run(given.path, get_root(argv))
     folder = GenerationFolder(run.checkpoints if run.checkpoints.is_dir() else run.path)
     finding = _look(folder)

@@ -124,6 +124,7 @@ def test_completion_knows_commands_and_settings(shell: str, capsys: pytest.Captu
     script = capsys.readouterr().out
     assert "validate" in script
     assert "model.replay.alpha" in script
+    assert "repair" in script  # of verify, whose parser is another kind
 
 
 def test_completion_refuses_a_shell_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
