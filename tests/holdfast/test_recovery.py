@@ -157,6 +157,53 @@ def test_batch_that_is_not_finite_leaves_no_trace(kind: type[Automatic], value: 
     assert all(p.requires_grad for p in module.parameters())
 
 
+@pytest.mark.parametrize("draws", [False, True])
+def test_what_batches_change_is_found_out_and_put_back(tmp_path: Path, draws: bool) -> None:
+    class Counting(Automatic):
+        def __init__(self, batches: list[Tensor]) -> None:
+            super().__init__(batches)
+            self.net = torch.nn.Linear(3, 1)  # type: ignore[assignment]
+            self.register_buffer("scale", torch.ones(2))
+            self.register_buffer("seen", torch.zeros(()))
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+            self.seen += 1
+            loss = self.net(batch).square().mean() + (torch.rand(()) if draws else 0)
+            return loss * float("nan") if batch[0, 0] == NAN else loss
+
+        def on_train_epoch_end(self) -> None:
+            self.drawn = float(torch.rand(()))
+
+    def run(bad: dict[int, float], *callbacks: Callback) -> Counting:
+        module = Counting(make_batches(80, bad))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module.net.reset_parameters()
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=bool(callbacks),
+            callbacks=list(callbacks),
+        )
+        seed_everything(3, verbose=False)
+        trainer.fit(module)
+        return module
+
+    expected = run({})
+    ours = VerifiedCheckpoint(tmp_path, every={"steps": 1000})
+    module = run({20: NAN, 70: NAN}, ours, ErrorRecovery())
+    assert_same(module, expected)
+    assert module.drawn == expected.drawn
+    saved = torch.load(ours.folder.generations()[0].checkpoint, weights_only=True)
+    state = saved["callbacks"]["ErrorRecovery"]
+    names = [name for part in module.modules() for name in part._buffers]
+    assert state["draws"] == draws
+    assert [names[index] for index in state["moving"]] == ["seen"]
+
+
 def test_accumulation_goes_on_without_the_batch() -> None:
     class WithoutLoss(Automatic):
         """What it should be: the batch adds nothing to its window."""
