@@ -568,7 +568,7 @@ class PERDQN(LightningModule):
             self.memory.load_state_dict(checkpoint[STATE_KEY]["replay"])
             return True
         path = self.trainer.ckpt_path
-        return path is not None and load_parts("module", self, checkpoint, Path(path).parent)
+        return path is not None and load_parts("module", self, checkpoint, Path(path).resolve().parent)
 
     def save_parts(self, store: PartStore) -> dict[str, Any]:
         """Write what the replay has new; part of holdfast's `Stateful`."""

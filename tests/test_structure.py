@@ -60,7 +60,7 @@ HOLDFAST_PARTS = {
     "attempts": "",
     "flaky_loggers": "exact",
     "emergency": "around attempts boundary checkpoint ending saving storage triggers",
-    "recovery": "around attempts boundary flaky_loggers storage",
+    "recovery": "around attempts boundary flaky_loggers saving storage",
     "holdfast": "",  # imported when asked for
 }
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import math
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -65,12 +65,13 @@ class Attempts:
         self._oom_retries = oom_retries
         self._on_skip, self._on_retry, self._on_loss = on_skip, on_retry, on_loss
         self._removals: list[Callable[[], None]] = []
-        self._buffers: list[tuple[dict[str, Any], str]] = []
-        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
-        self._copied: Sequence[int] = ()
+        self._buffers: dict[str, tuple[dict[str, Any], str]] = {}
+        self._finite: list[tuple[dict[str, Any], str]] = []  # buffers that were when training began
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}
+        self._copied: Collection[str] = ()
         self._logged: list[tuple[Any, dict[str, Any]]] = []
         self.draws = False  # whether batches have been seen to move torch's random stream
-        self.moving: list[int] = []  # buffers that they have been seen to change
+        self.moving: list[str] = []  # buffers that they have been seen to change
         self.next_look = 0  # at both, in losses
         self._is_looking = False
         self._rng: Tensor | None = None
@@ -97,9 +98,11 @@ class Attempts:
 
     def find_buffers(self) -> None:
         """Once the module is where it is trained."""
-        found = [(part._buffers, name) for part in self._module.modules() for name in part._buffers]
-        tensors = [(owner, name) for owner, name in found if owner[name] is not None]
-        self._buffers = [(owner, name) for owner, name in tensors if owner[name].nbytes <= _MOST_BYTES]
+        owners = {name: part._buffers for name, part in self._module.named_modules()}
+        found = [(path, owner, name) for path, owner in owners.items() for name in owner]
+        tensors = {f"{path}.{name}": (owner, name) for path, owner, name in found if owner[name] is not None}
+        self._buffers = {key: at for key, at in tensors.items() if at[0][at[1]].nbytes <= _MOST_BYTES}
+        self._finite = [(owner, name) for owner, name in tensors.values() if _is_finite_float(owner[name])]
         self._copies, self._copied = {}, ()
         self._is_waiting = None
         self._zeroed = self._zero_grad.total
@@ -148,14 +151,20 @@ class Attempts:
                 error = again
         raise error
 
+    def has_finite_state(self) -> bool:
+        """Weights, and buffers that were finite when training began: one may have begun to move unseen."""
+        buffers = [owner[name] for owner, name in self._finite if owner.get(name) is not None]
+        tensors = [*self._module.parameters(), *buffers]
+        return are_finite(tensor.detach().clone() for tensor in tensors)  # the check writes to what it reads
+
     def _look(self) -> None:
         """Copies of what no batch changes are left out: one of the random stream alone costs 7 us."""
         self._is_looking = False
         self.draws |= not torch.equal(self._rng, torch.default_generator.get_state())  # type: ignore[arg-type]
-        for index in set(self._copied).difference(self.moving):
-            (owner, name), (tensor, copy) = self._buffers[index], self._copies[index]
+        for key in sorted(set(self._copied).difference(self.moving)):
+            (owner, name), (tensor, copy) = self._buffers[key], self._copies[key]
             if owner[name] is not tensor or not torch.equal(tensor, copy):
-                self.moving.append(index)
+                self.moving.append(key)
         if self.num_losses >= _FIRST_LOOKS:
             self.next_look = self.num_losses + _LOOK_EVERY
 
@@ -173,7 +182,7 @@ class Attempts:
         self._rng = torch.default_generator.get_state() if looks else None
         if self._has_cuda:
             self._cuda_rng = [generator.get_offset() for generator in torch.cuda.default_generators]
-        self._copied = range(len(self._buffers)) if self._is_looking else self.moving
+        self._copied = self._buffers if self._is_looking else self.moving
         if self._copied:
             self._copy_buffers()
         if self._logged:
@@ -185,8 +194,8 @@ class Attempts:
         for generator, offset in zip(torch.cuda.default_generators, self._cuda_rng, strict=False):
             generator.set_offset(offset)
         with torch.no_grad():
-            for index in self._copied:
-                (owner, name), (tensor, copy) = self._buffers[index], self._copies[index]
+            for key in self._copied:
+                (owner, name), (tensor, copy) = self._buffers[key], self._copies[key]
                 tensor.copy_(copy)
                 owner[name] = tensor
         while self._logged:
@@ -210,14 +219,14 @@ class Attempts:
         self._has_left_out = self._has_propagated = False
 
     def _copy_buffers(self) -> None:
-        live = [(index, *self._buffers[index]) for index in self._copied]
+        live = [(key, *self._buffers[key]) for key in self._copied]
         known = self._copies
-        if any(index not in known or known[index][0] is not owner[name] for index, owner, name in live):
-            for index, owner, name in live:
-                known[index] = (owner[name], owner[name].detach().clone())
+        if any(key not in known or known[key][0] is not owner[name] for key, owner, name in live):
+            for key, owner, name in live:
+                known[key] = (owner[name], owner[name].detach().clone())
             return
         with torch.no_grad():
-            torch._foreach_copy_([known[i][1] for i, _, _ in live], [known[i][0] for i, _, _ in live])
+            torch._foreach_copy_([known[key][1] for key, _, _ in live], [known[key][0] for key, _, _ in live])
 
     def _update_metrics(self, update_metrics: Callable[..., None], key: str, *args: Any) -> None:
         metric = self._trainer.fit_loop.epoch_loop._results[key]
@@ -333,6 +342,10 @@ def _is_finite(tensor: Tensor) -> bool:
     values = tensor.coalesce().values() if tensor.is_sparse else tensor
     # a sum of finite numbers may overflow, so one that is not finite is looked at closely
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def _is_finite_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and _is_finite(tensor)
 
 
 def _is_small(tensor: Tensor) -> bool:

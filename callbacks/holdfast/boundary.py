@@ -99,19 +99,25 @@ class _Boundary:
         around(fit_loop, "on_run_end", self._end_run)
 
     def begin(self) -> None:
-        """A fit begins; callbacks without work at a boundary cost nothing there."""
+        """A fit begins."""
         self.exact.begin()
         self._show_hooks()
-        ours = [c for c in self._trainer.callbacks if isinstance(c, BoundaryCallback)]
-        self._callbacks = [c for c in ours if type(c).on_boundary is not BoundaryCallback.on_boundary]
+        for callback in self._present:  # another trainer's fit may have failed
+            for name in _BATCH_HOOKS:
+                if vars(callback).get(name, name) is None:
+                    delattr(callback, name)
 
     def _hide_idle_hooks(self) -> None:
         """Lightning calls what is callable."""
         self._show_hooks()
-        ours = [c for c in self._trainer.callbacks if isinstance(c, BoundaryCallback)]
-        self._hidden = [(callback, name) for callback in ours for name in callback.idle_hooks()]
+        self._hidden = [(callback, name) for callback in self._present for name in callback.idle_hooks()]
         for callback, name in self._hidden:
             setattr(callback, name, None)
+
+    @property
+    def _present(self) -> list[BoundaryCallback]:
+        """None while Lightning looks for a learning rate or batch size: it sets callbacks aside then."""
+        return [callback for callback in self._trainer.callbacks if isinstance(callback, BoundaryCallback)]
 
     def _show_hooks(self) -> None:
         while self._hidden:
@@ -128,6 +134,8 @@ class _Boundary:
     def _start_epoch(self, on_run_start: Callable[[Any], None], data_fetcher: Any) -> None:
         self.exact.start_epoch(on_run_start, data_fetcher)
         self._hide_idle_hooks()
+        idle = BoundaryCallback.on_boundary
+        self._callbacks = [callback for callback in self._present if type(callback).on_boundary is not idle]
         self._has_cycles = self.exact.data.has_cycles
         resume_logging(self._trainer)
         self._dispatch()

@@ -26,6 +26,7 @@ from .saving.save import (
     POST_MORTEM,
     DamagedCheckpoint,
     Run,
+    give_up_later,
     on_first_rank,
     refuse_unverifiable,
     run_of,
@@ -153,13 +154,18 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        """With what is decided and not saved yet: another callback's save may come before it."""
-        waiting = {"waiting": [asdict(wanted) for wanted in self._waiting]} if self._waiting else {}
-        return {**super().state_dict(), **waiting}
+        """With what is decided and not saved yet: another callback's save, or its own, may come before it."""
+        more: dict[str, Any] = {}
+        if self._waiting:
+            more["waiting"] = [asdict(wanted) for wanted in self._waiting]
+        if self._defer_save_until_validation:
+            more["is_deferred"] = True
+        return {**super().state_dict(), **more}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state_dict = moved_to(state_dict, str(self.dirpath))
         super().load_state_dict(state_dict)
+        self._defer_save_until_validation = state_dict.get("is_deferred", False)
         self._waiting = [Wanted(**wanted) for wanted in state_dict["waiting"]]
         self.current_score = state_dict.get("current_score")  # which ModelCheckpoint saves, but forgets here
 
@@ -167,17 +173,21 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if not _is_dry(trainer):
             on_first_rank(trainer, self._clear_up)  # not before what is resumed from has been loaded
+            give_up_later(trainer)
         if self.monitor is not None and self.save_top_k != 0 and not _is_dry(trainer):
             self._believe_folder(trainer)
         self._progress_saved = _progress_of(trainer)
         self._manual_step = trainer.global_step
-        self._needs_start = self.at_start and on_first_rank(trainer, self._has_nothing_to_resume)
+        self._needs_start = self.at_start and on_first_rank(
+            trainer, lambda: self._has_nothing_to_resume(run_of(trainer))
+        )
         self._may_finish = hasattr(pl_module, "is_finished")
         self.schedule.start(trainer, pl_module)
 
     def idle_hooks(self) -> set[str]:
         decides = self._every_n_train_steps >= 1 or self._train_time_interval is not None
-        return super().idle_hooks() | (set() if decides else {"on_train_batch_end"})
+        is_ours = type(self).on_train_batch_end is VerifiedCheckpoint.on_train_batch_end
+        return super().idle_hooks() | ({"on_train_batch_end"} if is_ours and not decides else set())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -266,7 +276,6 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         """What ``ckpt_path="last"`` chooses from: the newest generation that is whole."""
         folder = GenerationFolder(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
         found = folder.newest_valid(_say_passed_over, lambda generation: generation.is_resumable)
-        found = found or folder.newest_valid(where=lambda generation: generation.kind != POST_MORTEM)
         return {str(found.checkpoint)} if found is not None else super()._find_last_checkpoints(trainer)
 
     def _bookkeeping(self) -> dict[str, Any]:
@@ -401,7 +410,7 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
                 continue
             if generation.manifest.get("saved_by") != self.state_key:
                 continue
-            if num_valid == self.keep:
+            if num_valid == self.keep or generation.is_given_up:
                 self.folder.remove(generation)
             elif self._is_whole(generation):
                 num_valid += 1
@@ -441,8 +450,8 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
 
     # The folder
 
-    def _has_nothing_to_resume(self) -> bool:
-        return not any(generation.is_resumable for generation in self.folder.generations())
+    def _has_nothing_to_resume(self, run: Run) -> bool:
+        return not any(found.is_resumable and run.owns(found) for found in self.folder.generations())
 
     def _claim_folder(self) -> None:
         if self._lock is None:
@@ -502,9 +511,12 @@ class VerifiedCheckpoint(BoundaryCallback, ModelCheckpoint):
         """Take the best checkpoints from what is there, so that none is lost to a worse one."""
         run = run_of(trainer)
         found = on_first_rank(trainer, lambda: scored_in(self.folder, run, self.state_key))
+        known = {item.path for item in found if item.is_ahead}  # saved, before the run was cut back
+        self._waiting = [wanted for wanted in self._waiting if wanted.path not in known]
         expected = {wanted.path for wanted in self._waiting}
         replaced = {path for wanted in self._waiting for path in wanted.replaces}
         best = merge(self.best_k_models, found, self.save_top_k, self.mode, expected)
+        self._waiting = [wanted for wanted in self._waiting if wanted.is_last or wanted.path in best]
         for item in found:
             if item.path not in {*best, *replaced}:  # beaten, but the process died before it was removed
                 on_first_rank(trainer, lambda path=item.path: self._remove(path))  # type: ignore[misc]

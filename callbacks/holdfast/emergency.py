@@ -306,8 +306,9 @@ class EmergencyCheckpoint(BoundaryCallback):
     # -- NaN and infinity ------------------------------------------------------------------------
 
     def idle_hooks(self) -> set[str]:
-        looks = {"on_train_batch_end", "on_before_optimizer_step"}
-        return super().idle_hooks() | (set() if self._checks_every else looks)
+        looks = ("on_train_batch_end", "on_before_optimizer_step")
+        own = {name for name in looks if getattr(type(self), name) is getattr(EmergencyCheckpoint, name)}
+        return super().idle_hooks() | (set() if self._checks_every else own)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -451,7 +452,8 @@ class EmergencyCheckpoint(BoundaryCallback):
 
     def _what_resumes(self) -> str:
         folder, step = self._folder, self._trainer.global_step
-        newest = next((g for g in folder.generations() if g.is_resumable), None) if folder else None
+        run, known = run_of(self._trainer), folder.generations() if folder else []
+        newest = next((found for found in known if found.is_resumable and run.owns(found)), None)
         if newest is None:
             return "there is nothing to resume from"
         lost = step - newest.counters.get("global_step", 0)
@@ -499,7 +501,7 @@ class EmergencyCheckpoint(BoundaryCallback):
             return
         is_torn = isinstance(error, Exception) and not isinstance(error, StopRun)
         name = type(error).__name__
-        if is_torn:
+        if is_torn and self._is_alone:  # other ranks may still be in a collective of their own
             record = self._record("exception", f"{name}: {error}")
             text = "".join(traceback.format_exception(error))
             self._save(trainer, POST_MORTEM, record, weights_only=True, exception=text)

@@ -22,6 +22,7 @@ from .around import around
 from .attempts import Attempts, are_finite, free_memory, is_out_of_memory
 from .boundary import BoundaryCallback, StopRun
 from .flaky_loggers import LoggerGuard
+from .saving.save import run_of
 from .storage.generations import Generation, GenerationFolder
 
 _MOST_RECORDS = 1_000  # in `history`; the counts go on
@@ -221,9 +222,8 @@ class ErrorRecovery(BoundaryCallback):
         if why.startswith("left out"):
             return
         recent = sum(1 for skipped in self._skipped if skipped > number - _SHARE_WINDOW)
-        weights = self._trainer.lightning_module.parameters()
-        if not are_finite(weight.detach().clone() for weight in weights):  # the check writes to what it reads
-            self._verdict = "weights are not finite"
+        if not self._attempts.has_finite_state():
+            self._verdict = "weights or buffers are not finite"
         elif self._in_a_row > self.max_skipped:
             self._verdict = f"{self._in_a_row} batches in a row were not finite"
         elif recent > self.max_skipped_share * _SHARE_WINDOW:
@@ -328,7 +328,8 @@ class ErrorRecovery(BoundaryCallback):
 
         def is_wanted(generation: Generation) -> bool:
             is_before = generation.counters.get("global_step", 0) < before_step
-            return generation.is_resumable and is_before and generation.sequence not in tried
+            is_ours = run_of(self._trainer).owns(generation)
+            return generation.is_resumable and is_ours and is_before and generation.sequence not in tried
 
         def pass_over(generation: Generation, faults: Any) -> None:
             if generation.sequence not in tried:
@@ -399,6 +400,7 @@ class ErrorRecovery(BoundaryCallback):
             "median": self._median,
             "num_spikes": self._num_spikes,
             "bad_since": self._bad_since,
+            "verdict": self._verdict,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -410,7 +412,7 @@ class ErrorRecovery(BoundaryCallback):
         self._losses.extend(state["losses"])
         self._in_a_row, self._num_spikes = state["in_a_row"], state["num_spikes"]
         self._median, self._bad_since = state["median"], state["bad_since"]
-        self._verdict = None
+        self._verdict = None if self._is_going_back else state.get("verdict")
         if self._attempts is not None:
             self._attempts.num_losses = state["num_losses"]
             for name in state.keys() & set(_SEEN):

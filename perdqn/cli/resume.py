@@ -43,9 +43,9 @@ def resume(argv: list[str]) -> int:
         return 0
     is_fork, root, told = "--fork" in options, get_root(options), spell("resume", argv)
     run = find_run(reference, root)
-    if run.config.is_file() and not run.has_save and not is_fork:
-        return _begin_anew(run, expand(options), told)
     with contextlib.nullcontext() if is_fork else _owning(run):
+        if run.config.is_file() and not run.has_save and not is_fork:
+            return _begin_anew(run, expand(options), told)
         return _go_on(find_save(reference, root), expand(options), told, is_fork)
 
 
@@ -61,7 +61,7 @@ def _begin_anew(run: RunFolder, options: list[str], told: str) -> int:
 def _owning(run: RunFolder) -> Iterator[None]:
     """Nobody else writes to the run; what a process that died was about to do is finished or undone."""
     folder = GenerationFolder(run.checkpoints)
-    if not (folder.generations() or folder.unreadable()):
+    if not (folder.generations() or folder.unreadable() or any(folder.path.glob(".*.part"))):
         yield  # of an earlier version, or not even a run: it is left as it is until training begins
         return
     with FolderLock(folder.path):

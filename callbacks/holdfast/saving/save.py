@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ..around import around
+from ..storage.durable import link
 from ..storage.generations import Damage, Generation, GenerationFolder
 from ..storage.parts import PartStore, load_parts
 from .capture import VERSION, capture, facts_of, non_finite_of, stateful_of
@@ -45,7 +46,8 @@ class Run:
 
     Attributes:
         id: kept from one resume to the next.
-        resumed_sequence: of the generation the run goes on from; later ones are of a future given up.
+        resumed: the generation the run goes on from.
+        newest_then: sequence number of the newest in that folder; those between are of a future given up.
         told: what the user has been warned of once.
         loaded: the generation that was verified and loaded last.
         is_verifying: whether what the trainer loads is verified first.
@@ -53,7 +55,8 @@ class Run:
     """
 
     id: str
-    resumed_sequence: int | None = None
+    resumed: Generation | None = None
+    newest_then: int = 0
     told: set[str] = field(default_factory=set)
     loaded: Generation | None = None
     is_verifying: bool = False
@@ -67,8 +70,9 @@ class Run:
         """Whether it was saved before the run was cut back to an earlier one."""
         return (
             self.owns(generation)
-            and self.resumed_sequence is not None
-            and generation.sequence > self.resumed_sequence
+            and self.resumed is not None
+            and self.resumed.folder.absolute() == generation.folder.absolute()
+            and self.resumed.sequence < generation.sequence <= self.newest_then
         )
 
 
@@ -163,7 +167,7 @@ def _verify_and_load(
     checkpoint_path: str | os.PathLike[str] | None = None,
     weights_only: bool | None = None,
 ) -> None:
-    path = Path(checkpoint_path or "")
+    path = Path(checkpoint_path or "").resolve()  # SLURM's is another name of ours
     verified = on_first_rank(trainer, lambda: _verify(path)) if path.is_file() else None
     run_of(trainer).loaded = verified
     resume_start(checkpoint_path, weights_only)
@@ -177,7 +181,7 @@ def take_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     Raises:
         DamagedCheckpoint: a newer version wrote it.
     """
-    path, ours = Path(trainer.ckpt_path or ""), checkpoint.setdefault("holdfast", {})
+    path, ours = Path(trainer.ckpt_path or "").resolve(), checkpoint.setdefault("holdfast", {})
     if ours.get("is_taken_over") or not path.is_file():
         return
     ours["is_taken_over"] = True
@@ -190,7 +194,8 @@ def take_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         )
     run, generation = run_of(trainer), run_of(trainer).loaded
     run.id = ours.get("run", run.id)
-    run.resumed_sequence = generation.sequence if generation is not None else None
+    run.resumed = generation
+    give_up_later(trainer)
     for owner, stateful in stateful_of(trainer).items():
         load_parts(owner, stateful, checkpoint, GenerationFolder.around(path).path)
     for owner in ours.get("parts", {}):
@@ -198,6 +203,30 @@ def take_over(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     recorded = generation.manifest.get("environment") if generation is not None else None
     if recorded and (differences := compare(recorded, environment_fingerprint())):
         rank_zero_warn(f"{path} is restored exactly; arithmetic may differ because: {'; '.join(differences)}")
+
+
+def give_up_later(trainer: Trainer) -> None:
+    """What the run saved after the generation it goes on from is resumed from no more: logs are cut back.
+
+    To be called once more after `GenerationFolder.collect`, which may bring back one of them.
+    """
+    run = run_of(trainer)
+    if run.resumed is not None:
+        resumed = run.resumed
+        run.newest_then = on_first_rank(trainer, lambda: _give_up_later(run, resumed))
+
+
+def _give_up_later(run: Run, resumed: Generation) -> int:
+    """Sequence number of the newest of all."""
+    folder = GenerationFolder(resumed.folder)
+    last = folder.path / "last.ckpt"
+    for later in folder.generations():
+        if later.is_resumable and run.owns(later) and later.sequence > resumed.sequence:
+            points_there = last.exists() and last.samefile(later.checkpoint)
+            folder.give_up(later, f"the run went on from {resumed.name}")
+            if points_there:
+                link(resumed.checkpoint, last)
+    return folder.next_sequence() - 1
 
 
 def _verify(path: Path) -> Generation | None:

@@ -29,6 +29,7 @@ from .durable import (
     sync_folder,
     temporary_of,
     write_durably,
+    write_whole,
 )
 from .manifest import PARTS, ManifestError
 
@@ -86,6 +87,11 @@ class Generation:
     def is_resumable(self) -> bool:
         return bool(self.manifest.get("is_resumable", False))
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether its run went on from an older one."""
+        return "given_up" in self.manifest
+
 
 class Damage(NamedTuple):
     path: Path
@@ -120,9 +126,14 @@ class GenerationFolder:
     @classmethod
     def around(cls, path: str | os.PathLike[str]) -> GenerationFolder:
         """The folder to which the checkpoint at ``path`` belongs; names may hold slashes."""
-        above = Path(os.path.abspath(path)).parents[:_DEEPEST_NAME]
-        folders = (cls(folder) for folder in above)
-        return next((folder for folder in folders if folder.find(path) is not None), cls(above[0]))
+        path = Path(os.path.abspath(path))
+        above = path.parents[:_DEEPEST_NAME]
+        for folder in above:
+            name = path.relative_to(folder).with_suffix(".json").as_posix()
+            with contextlib.suppress(ManifestError):
+                manifests.read(folder, name, name.removesuffix(".json"))
+                return cls(folder)
+        return cls(above[0])
 
     def find(self, path: str | os.PathLike[str]) -> Generation | None:
         """The generation whose checkpoint is at ``path``, or has the same content (``last.ckpt``)."""
@@ -212,6 +223,13 @@ class GenerationFolder:
         grave.unlink(missing_ok=True)
         if with_parts:
             self._collect_parts(file.path for file in generation.files[1:])
+
+    def give_up(self, generation: Generation, reason: str) -> Generation:
+        """Let nothing resume from it any more; its files stay until they are retired."""
+        described = {**generation.manifest, "is_resumable": False, "given_up": reason}
+        described = manifests.signed(described)
+        write_whole(generation.path, manifests.text_of(described))
+        return Generation(self.path, generation.name, described)
 
     def collect(self) -> None:
         """Finish or clear away what a process that died has left: temporary files, parts nobody needs.
