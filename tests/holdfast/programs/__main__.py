@@ -68,7 +68,7 @@ def run_once(name: str, folder: Path, die_at: int = 0) -> None:
     newest = GenerationFolder(checkpoints).newest_valid() if checkpoints.exists() else None
     program = build(name)
     program.settings["logger"] = Lines(folder / "log.jsonl")
-    program.callbacks.append(Deadly(die_at))
+    program.callbacks.append(deadly := Deadly(die_at))
     outcome = run(
         program,
         folder,
@@ -77,11 +77,14 @@ def run_once(name: str, folder: Path, die_at: int = 0) -> None:
         enable_checkpointing=True,
     )
     outcome.state["callbacks"] = {k: v for k, v in outcome.state["callbacks"].items() if "Verified" not in k}
+    (folder / "hooks").write_text(str(len(deadly.events)))
     torch.save(outcome.state, folder / "outcome.pt")
 
 
 def values_of(folder: Path) -> dict[str, Any]:
     """What was logged last for each step and each set of names."""
+    if not (folder / "log.jsonl").exists():
+        return {}
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     return {f"{step} {' '.join(sorted(metrics))}": metrics for step, metrics in lines}
 
@@ -105,7 +108,7 @@ def kill_and_compare(
     stream = random.Random(seed)
     for _ in range(num_kills):
         if start(name, folder, stream.randrange(1, num_hooks)) == 0:
-            break  # it came to the end before
+            break  # resumed, it had fewer hooks left
     if not (folder / "outcome.pt").exists() and (code := start(name, folder)) != 0:
         return [f"the resumed run ended with code {code}"]
     return compare(whole, folder)
@@ -117,7 +120,7 @@ def kill(folder: Path, names: list[str], num_runs: int, num_kills: int, seed: in
     for name in names:
         whole = folder / name / "whole"
         assert start(name, whole) == 0, f"{name} fails without being killed"
-        num_hooks = 4 * len((whole / "log.jsonl").read_text().splitlines())
+        num_hooks = int((whole / "hooks").read_text())
         for index in range(num_runs):
             place = folder / name / str(index)
             faults = kill_and_compare(name, place, whole, num_hooks, num_kills, f"{seed} {name} {index}")
