@@ -133,7 +133,7 @@ class PERDQN(LightningModule):
         self.num_threads: int | None = None  # chosen once, when a run begins
         self._threads_before = torch.get_num_threads()
         self._global_rng: dict[str, Any] | None = None
-        self._changed_in_optimizer: dict[str, float] = {}  # settings that win over the saved ones
+        self._changed_in_optimizer: dict[str, tuple[float, float]] = {}  # saved, and now
         self._logged_at = (0.0, 0)
         self._is_trainer_checked = False
 
@@ -385,7 +385,10 @@ class PERDQN(LightningModule):
             set_global_rng(self._global_rng)
             self._global_rng = None
         for group in cast(LightningOptimizer, self.optimizers()).param_groups:
-            group.update(self._changed_in_optimizer)
+            for name, (before, now) in self._changed_in_optimizer.items():
+                # not quite what was saved where a recovery has lowered it: that holds on
+                group[name] = now if group[name] == before else group[name] * now / before
+        self._changed_in_optimizer = {}
         self._logged_at = (time.monotonic(), self.env_steps)
         self.trainer.val_check_batch = float("inf")
 
@@ -545,7 +548,9 @@ class PERDQN(LightningModule):
         saved, now = checkpoint["hyper_parameters"]["learner"], self.config.learner
         settings = {"lr": "learning_rate", "eps": "adam_eps"}
         self._changed_in_optimizer = {
-            key: getattr(now, name) for key, name in settings.items() if saved[name] != getattr(now, name)
+            key: (saved[name], getattr(now, name))
+            for key, name in settings.items()
+            if saved[name] != getattr(now, name)
         }
         is_fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if is_fitting and self._load_replay(checkpoint):

@@ -379,12 +379,15 @@ class EmergencyCheckpoint(BoundaryCallback):
         mine, strategy = self._most_urgent(), trainer.strategy
         if not strategy.reduce_boolean_decision(mine is not None, all=False):
             return None
-        code = 0 if mine is None else 256 * mine.is_stopping + (mine.signal or 0) + 1
+        code = 0
+        if mine is not None:
+            code = 512 * (mine.kind == Numerics.kind) + 256 * mine.is_stopping + (mine.signal or 0) + 1
         highest = int(strategy.reduce(torch.tensor(code, device=strategy.root_device), reduce_op="max"))
         if code == highest:
             return mine
-        number, is_stopping = (highest - 1) % 256 or None, highest > 256
-        return Reason("another rank", "another rank asks for it", number, None, is_stopping, self._clock())
+        kind = Numerics.kind if highest > 512 else "another rank"
+        number, is_stopping = (highest - 1) % 256 or None, highest % 512 > 256
+        return Reason(kind, "another rank asks for it", number, None, is_stopping, self._clock())
 
     # -- saves -----------------------------------------------------------------------------------
 

@@ -232,6 +232,19 @@ def test_a_changed_learning_rate_wins_over_the_saved_one(tmp_path: Path) -> None
     assert run.optimizers[0].param_groups[0]["eps"] == 0.01
 
 
+def test_a_learning_rate_that_a_recovery_has_lowered_stays_lowered_when_the_setting_changes(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "boundary.ckpt"
+    fitted(SaveAt(path, 300))
+    lowered = torch.load(path, weights_only=True)
+    lowered["optimizer_states"][0]["param_groups"][0]["lr"] *= 0.25
+    torch.save(lowered, path)
+    run = trainer()
+    run.fit(small(learner={"learning_rate": 0.005}), ckpt_path=path)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25 * 0.005)
+
+
 @pytest.mark.parametrize("train_every", [1.5, 6])
 def test_another_pace_counts_from_the_resume_on(tmp_path: Path, train_every: float) -> None:
     path = tmp_path / "boundary.ckpt"
