@@ -104,7 +104,7 @@ class Attempts:
         self._buffers = {key: at for key, at in tensors.items() if at[0][at[1]].nbytes <= _MOST_BYTES}
         self._finite = [(owner, name) for owner, name in tensors.values() if _is_finite_float(owner[name])]
         self.moving = [key for key in self.moving if key in self._buffers]  # as a checkpoint had them
-        self._copies, self._copied = {}, ()
+        self._copies, self._copied, self._is_looking = {}, (), False
         self._is_waiting = None
         self._zeroed = self._zero_grad.total
         self._are_small = _are_alike_and_small(list(self._module.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_last_is_what_the_run_went_on_from_and_no_row_of_its_log_is_lost(tmp_pat
     part("last")
     rows = (tmp_path / "version_0" / "metrics.csv").read_text().splitlines()[1:]
     assert len(rows) == 16
+
+
+def test_a_full_disk_does_not_keep_a_run_from_going_on_from_an_older_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fit(Scored(), VerifiedCheckpoint(tmp_path, every={"steps": 4}, keep=9), max_steps=8)
+    monkeypatch.setattr(GenerationFolder, "give_up", refuse)
+    saver = VerifiedCheckpoint(tmp_path, every={"steps": 4}, keep=9)
+    with pytest.warns(UserWarning, match="regular-000002 is of a future given up.*No space left"):
+        trainer = fit(Scored(), saver, ckpt_path=at_step(tmp_path, 4))
+    assert trainer.global_step == 16
 
 
 def test_a_diverged_run_does_not_go_back_into_another_one_s_state(tmp_path: Path) -> None:

@@ -221,11 +221,14 @@ def _give_up_later(run: Run, resumed: Generation) -> int:
     folder = GenerationFolder(resumed.folder)
     last = folder.path / "last.ckpt"
     for later in folder.generations():
-        if later.is_resumable and run.owns(later) and later.sequence > resumed.sequence:
-            points_there = last.exists() and last.samefile(later.checkpoint)
-            folder.give_up(later, f"the run went on from {resumed.name}")
-            if points_there:
+        if not (later.is_resumable and run.owns(later) and later.sequence > resumed.sequence):
+            continue
+        try:
+            if last.exists() and last.samefile(later.checkpoint):
                 link(resumed.checkpoint, last)
+            folder.give_up(later, f"the run went on from {resumed.name}")
+        except OSError as error:  # a full disk does not keep a run from going on
+            rank_zero_warn(f"{later.name} is of a future given up, but may be resumed from still: {error}")
     return folder.next_sequence() - 1
 
 
