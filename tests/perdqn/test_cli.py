@@ -635,6 +635,26 @@ def test_run_killed_before_its_first_save_begins_anew(run: Path, capsys: pytest.
     assert after["exactness"] == before["exactness"] == "bit-exact"
 
 
+def test_run_killed_between_the_two_names_of_its_first_save_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(PERDQN, "training_step", lambda self, dataloader_iter: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path)
+    run = tmp_path / "lightning_logs" / "version_0"
+    for path in (run / "checkpoints").iterdir():
+        if path.name not in ("parts", "regular-000001.ckpt", "regular-000001.json"):
+            path.unlink()
+    manifest = run / "checkpoints" / "regular-000001.json"
+    manifest.rename(manifest.with_name(f".{manifest.name}.{2**30}.part"))  # of a process that is no more
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "resuming" in said
+    assert "begins anew" not in said
+
+
 def test_run_killed_after_its_first_boundary_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
