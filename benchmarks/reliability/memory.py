@@ -36,7 +36,7 @@ from holdfast.storage.generations import GenerationFolder
 from holdfast.triggers import Memory
 from holdfast.triggers.cgroups import Usage
 from lightning.pytorch import Callback, Trainer
-from small_run import Classifier
+from small_run import QUIET, Classifier
 
 MIB = 2**20
 BALLAST = 256 * MIB  # held from the start
@@ -155,16 +155,9 @@ def train(root: Path, callback: Callback, memory: Memory) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=root,
-        callbacks=[callback, EmergencyCheckpoint(root / "saved", triggers=[memory])],
-    ).fit(Classifier())
+    callbacks = [callback, EmergencyCheckpoint(root / "saved", triggers=[memory])]
+    trainer = Trainer(**QUIET, enable_checkpointing=False, default_root_dir=root, callbacks=callbacks)
+    trainer.fit(Classifier())
 
 
 def attempt(number: int, rate: float, seconds: float, group: Group | None, seed: int) -> Trial:

@@ -36,7 +36,7 @@ from holdfast.emergency import EmergencyCheckpoint
 from holdfast.storage.generations import GenerationFolder
 from holdfast.triggers.signals import SAVING, STOPPING
 from lightning.pytorch import Callback, Trainer
-from small_run import Classifier
+from small_run import QUIET, Classifier
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -75,17 +75,8 @@ def train(root: Path, shown: mmap.mmap, steps: int = -1, ckpt_path: Path | None 
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # the log says how long a save took
     warnings.simplefilter("ignore")
     callbacks = [Phase(shown), EmergencyCheckpoint(), VerifiedCheckpoint(root / "saved", every={"steps": 5})]
-    Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=root,
-        callbacks=callbacks,
-    ).fit(Validated(), ckpt_path=ckpt_path)
+    settings = {**QUIET, "max_steps": steps, "num_sanity_val_steps": 0}
+    Trainer(**settings, default_root_dir=root, callbacks=callbacks).fit(Validated(), ckpt_path=ckpt_path)
 
 
 class Outcome(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -35,21 +36,21 @@ class Classifier(LightningModule):
         return DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=True)
 
 
+QUIET: dict[str, Any] = {
+    "max_epochs": -1,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
 def train(root: Path, callbacks: list[Callback], steps: int, ckpt_path: Path | None = None) -> Trainer:
     """Train for ``steps`` updates, on one thread and in silence."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=root,
-        callbacks=callbacks,
-    )
+    trainer = Trainer(**QUIET, max_steps=steps, default_root_dir=root, callbacks=callbacks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(Classifier(), ckpt_path=ckpt_path)
