@@ -9,6 +9,7 @@ for command lines that are known to be faulty.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -257,11 +258,10 @@ def _argument_fault(unit: str, class_path: str, argument: str) -> str:
     """That the class named for ``unit`` takes no such argument."""
     module, _, name = class_path.rpartition(".")
     meant = None
-    try:
+    # a class that cannot be looked at has no suggestion; that it takes no such argument is said all the same
+    with contextlib.suppress(ImportError, AttributeError, TypeError, ValueError):
         taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
         meant = nearest(argument, taken)
-    except (ImportError, AttributeError, TypeError, ValueError):
-        pass
     text = f"{unit}: {class_path} takes no argument {argument}"
     return f"{text}; did you mean {meant}?" if meant else text
 
