@@ -79,9 +79,10 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
 
     def __iter__(self) -> Iterator[TransitionBatch | None]:
         while True:
-            yield self._fetch()
+            yield self.fetch()
 
-    def _fetch(self) -> TransitionBatch | None:
+    def fetch(self) -> TransitionBatch | None:
+        """A batch for the next update owed, acting until there is one; None where none comes for now."""
         last = self.env_steps + _MAX_ENV_STEPS_PER_FETCH
         if self.pause_at is not None:
             last = min(last, self.pause_at)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns
+from perdqn.backend import GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
 from perdqn.config import (
     ClassSpec,
     ConfigError,
@@ -40,9 +41,9 @@ from perdqn.evaluation import EpisodeIndex, Evaluator, RecentEpisodes
 from perdqn.experience import PrioritizedReplayDataset
 from perdqn.handover import fill_optimizer, load_model, save_model
 from perdqn.learning.networks import build_network
-from perdqn.learning.td import ItemLoss
+from perdqn.learning.objective import Figures, Report, eager_report, objective
 from perdqn.replay.prioritized import PrioritizedReplay
-from perdqn.transition import TransitionBatch
+from perdqn.transition import TransitionBatch, empty_batch
 
 # Fetching several batches a step is deliberate; no hook of ours reads a batch index.
 for _message in ("You are using the `dataloader_iter` step", "Found `dataloader_iter` argument"):
@@ -131,6 +132,9 @@ class PERDQN(LightningModule):
         self.latest: dict[str, float] = {}
         self.initial_optimizer_state: dict[str, Any] | None = None  # of an agent handed over
         self.num_threads: int | None = None  # chosen once, when a run begins
+        self.backend: str | None = None  # likewise: eager or compiled
+        self._compiled: Any = None  # a CompiledStep
+        self.update_watch: Any = None  # set by holdfast's ErrorRecovery
         self._threads_before = torch.get_num_threads()
         self._global_rng: dict[str, Any] | None = None
         self._changed_in_optimizer: dict[str, tuple[float, float]] = {}  # saved, and now
@@ -266,14 +270,17 @@ class PERDQN(LightningModule):
 
     def training_step(self, dataloader_iter: Any) -> None:
         """A group of updates, cut short where an evaluation is due or nothing can be learnt yet."""
-        for _ in range(self._group_size()):
-            if self._evaluation_is_due:
-                break
-            self.experience.pause_at = self._next_evaluation
-            batch, _, _ = next(dataloader_iter)
-            if batch is None:
-                break
-            self._update(batch.to(self.device))
+        self.experience.pause_at = self._next_evaluation
+        batch, _, _ = next(dataloader_iter)
+        self._open_group()
+        try:
+            for left in reversed(range(self._group_size())):
+                if batch is None:
+                    break
+                self._update(batch.to(self.device))
+                batch = self.experience.fetch() if left else None  # Lightning's fetcher would cost more
+        finally:
+            self._close_group()
         # Lightning asks right after this step whether to validate.
         starts_evaluation = self._evaluation_is_due and not self.is_evaluation_aborted
         self.trainer.val_check_batch = 1 if starts_evaluation else float("inf")
@@ -290,52 +297,74 @@ class PERDQN(LightningModule):
 
     def _update(self, batch: TransitionBatch) -> None:
         """One gradient step: algorithm 1 of arXiv:1511.05952, lines 9 to 17."""
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        output, item = self._item_loss(batch)
-        loss = (batch.is_weight * item.loss).mean()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        grad_norm = self._clip_gradients()
-        optimizer.step()
-        self.memory.update_priorities(batch.id, item.priority.cpu().double())
+        self.online.resample(self._noise)
+        self.target.resample(self._noise)
+        report = self._step_compiled(batch) or self._step_eagerly(batch)
+        self.memory.update_priorities(batch.id, report.priority)
         self.update_steps += 1
         self._update_target()
         log_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if log_every and self.update_steps % log_every == 0:
-            self._log_update(loss, item, output, grad_norm)
+            self._log_update(report.figures())
 
-    def _item_loss(self, batch: TransitionBatch) -> tuple[Any, ItemLoss]:
-        self.online.resample(self._noise)
-        self.target.resample(self._noise)
-        with torch.no_grad():
-            next_output = self.target(batch.next_obs)
-            chooser = self.online(batch.next_obs) if self.config.learner.double else next_output
-            next_action = self.online.head.greedy(chooser)
-        output = self.online(batch.obs)
-        item = self.online.head.item_loss(
-            output, batch.action, batch.reward, batch.discount, next_output, next_action
-        )
-        return output, item
+    def _step_compiled(self, batch: TransitionBatch) -> Report | None:
+        """None where this update must be seen by those who stand around `manual_backward`."""
+        watch = self.update_watch
+        if self._compiled is None or (watch is not None and watch.must_see_next()):
+            return None
+        report = self._compiled(batch)
+        if report is not None and watch is not None:
+            watch.note_loss(report.loss)
+        return report
 
-    def _clip_gradients(self) -> Tensor | None:
-        """Scale gradients down to ``max_grad_norm``; returns their norm before, where it was needed."""
+    def _step_eagerly(self, batch: TransitionBatch) -> Report:
+        """Through Lightning, so that precision, hooks and holdfast's ErrorRecovery have their part in it."""
+        self._close_group()
+        if self._compiled is not None and self.update_watch is not None:
+            self.update_watch.mark()
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        learned = objective(self.online, self.target, batch, self.config.learner.double)
+        optimizer.zero_grad()
+        self.manual_backward(learned.loss)
         max_norm = self.config.learner.max_grad_norm
-        return None if max_norm is None else nn.utils.clip_grad_norm_(self._parameters_trained, max_norm)
+        parameters = self._optimizer.param_groups[0]["params"]
+        norm = None if max_norm is None else nn.utils.clip_grad_norm_(parameters, max_norm)
+        optimizer.step()
+        self._open_group()
+        return eager_report(learned, parameters, norm)
 
     @property
-    def _parameters_trained(self) -> list[Tensor]:
-        return cast(list[Tensor], cast(LightningOptimizer, self.optimizers()).param_groups[0]["params"])
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return cast(LightningOptimizer, self.optimizers()).optimizer
+
+    def _open_group(self) -> None:
+        if self._compiled is not None:
+            self._compiled.begin()
+
+    def _close_group(self) -> None:
+        """Lightning counts optimiser steps, so it is told of those it did not see."""
+        if self._compiled is None:
+            return
+        num_steps = self._compiled.end()
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for tracker in (progress.total, progress.current):
+            tracker.ready += num_steps
+            tracker.completed += num_steps
 
     @torch.no_grad()
     def _update_target(self) -> None:
         learner = self.config.learner
         if self.update_steps % learner.target_update_period:
             return
-        for target, online in zip(_tensors(self.target), _tensors(self.online), strict=True):
-            if learner.target_tau == 1.0 or not target.is_floating_point():
-                target.copy_(online)
-            else:
+        targets, onlines = _tensors(self.target), _tensors(self.online)
+        if learner.target_tau == 1.0:
+            torch._foreach_copy_(targets, onlines)
+            return
+        for target, online in zip(targets, onlines, strict=True):
+            if target.is_floating_point():
                 target.lerp_(online, learner.target_tau)
+            else:
+                target.copy_(online)
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -384,13 +413,40 @@ class PERDQN(LightningModule):
         if self._global_rng is not None:
             set_global_rng(self._global_rng)
             self._global_rng = None
-        for group in cast(LightningOptimizer, self.optimizers()).param_groups:
+        for group in self._optimizer.param_groups:
             for name, (before, now) in self._changed_in_optimizer.items():
                 # not quite what was saved where a recovery has lowered it: that holds on
                 group[name] = now if group[name] == before else group[name] * now / before
         self._changed_in_optimizer = {}
+        self._choose_backend()
         self._logged_at = (time.monotonic(), self.env_steps)
         self.trainer.val_check_batch = float("inf")
+
+    def _choose_backend(self) -> None:
+        wanted, before = self.config.learner.backend, self.backend
+        self.backend = choose_backend(self.config, before)
+        self._compiled = None
+        if self.backend == "eager":
+            return
+        from perdqn.learning.compiled import CompiledStep, NotCompilable  # brings in torch's compiler
+
+        try:
+            if (why := obstacle(self.trainer)) is not None:
+                raise NotCompilable(why)
+            self._compiled = CompiledStep(
+                self.online,
+                self.target,
+                self._optimizer,
+                empty_batch(self.spec, self.config.learner.batch_size).to(self.device),
+                self.config.learner.double,
+                self.config.learner.max_grad_norm,
+                self.trainer.precision_plugin.forward_context,
+            )
+        except NotCompilable as error:
+            if wanted == "compiled" and before is None:
+                raise ConfigError([NOT_COMPILED.format(why=error)]) from error
+            self.backend = "eager"
+            warnings.warn((GOES_ON if before else STARTS).format(why=error), UserWarning, stacklevel=2)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """The clean boundary: callbacks have saved by now if they wanted to, so the run may end here."""
@@ -473,10 +529,7 @@ class PERDQN(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.env_steps)
 
-    def _log_update(self, loss: Tensor, item: ItemLoss, output: Any, grad_norm: Tensor | None) -> None:
-        if grad_norm is None:
-            gradients = [p.grad for p in self._parameters_trained if p.grad is not None]
-            grad_norm = nn.utils.get_total_norm(gradients)
+    def _log_update(self, figures: Figures) -> None:
         episodes = self.recent_episodes.compute()
         now = (time.monotonic(), self.env_steps)
         seconds, steps = now[0] - self._logged_at[0], now[1] - self._logged_at[1]
@@ -485,12 +538,8 @@ class PERDQN(LightningModule):
         metrics = {
             "rollout/epsilon": self.experience.epsilon(self.env_steps),
             "rollout/episodes": float(self.episodes),
-            "train/loss": loss.item(),
-            "train/td_error_abs_mean": item.td_error.abs().mean().item(),
-            "train/td_error_abs_max": item.td_error.abs().max().item(),
-            "train/q_mean": self.online.head.q_values(output).mean().item(),
-            "train/grad_norm": grad_norm.item(),
-            "train/learning_rate": cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"],
+            **{f"train/{name}": value for name, value in figures._asdict().items()},
+            "train/learning_rate": self._optimizer.param_groups[0]["lr"],
             "train/updates": float(self.update_steps),
             "replay/beta": self.experience.beta(self.env_steps),
             "replay/size": float(len(self.memory)),
@@ -523,6 +572,7 @@ class PERDQN(LightningModule):
             if not saving_parts():
                 state["replay"] = self.memory.state_dict()
             state["num_threads"] = self.num_threads
+            state["backend"] = self.backend
             state["noise"] = self._noise.get_state()
             state["global_rng"] = get_global_rng()
         checkpoint[STATE_KEY] = state
@@ -556,6 +606,7 @@ class PERDQN(LightningModule):
         if is_fitting and self._load_replay(checkpoint):
             self.experience.restore(state["experience"])
             self.num_threads = self.config.learner.num_threads or state["num_threads"]
+            self.backend = state.get("backend", "eager")
             self._noise.set_state(state["noise"])
             self._global_rng = state["global_rng"]
             return

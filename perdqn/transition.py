@@ -92,3 +92,15 @@ class TransitionBatch:
             return value.to(device)
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "id"})
+
+
+def empty_batch(spec: EnvSpec, size: int) -> TransitionBatch:
+    """Zeros of the shapes and dtypes that a replay hands out; no two tensors are the same one."""
+
+    def observations() -> dict[str, Tensor]:
+        shapes = {column.name: (size, *spec.obs_shape(column)) for column in spec.columns}
+        return {c.name: torch.from_numpy(np.zeros(shapes[c.name], c.dtype)) for c in spec.columns}
+
+    reward, discount, is_weight = (torch.zeros(size) for _ in range(3))
+    action, ids = (torch.zeros(size, dtype=torch.int64) for _ in range(2))
+    return TransitionBatch(observations(), action, reward, discount, observations(), is_weight, ids)

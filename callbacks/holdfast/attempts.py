@@ -10,6 +10,9 @@ The seams are methods that Lightning calls through an instance, so this one Trai
 - ``strategy.optimizer_step``: where nothing finite was propagated, an exception leaves the optimiser's
   closure, which every optimiser of torch evaluates before it touches weights or state. Lightning's counters
   and schedulers go on, as they do for a step that returns None.
+- ``update_watch`` of a module that has this attribute: one that makes updates of its own, as one compiled
+  graph, asks `Attempts.must_see_next` before each and tells `note_loss` after it. Where it must, or the loss
+  is not finite, it calls `mark` and makes the update by ``manual_backward``.
 - ``run`` of the two optimisation loops: what is tried again. Random streams of torch, buffers, gradients and
   what was logged by `self.log` are put back to the start of the batch, or to the last optimiser step in it.
 """
@@ -91,6 +94,9 @@ class Attempts:
         self._around(strategy, "backward", self._backward)
         self._around(strategy, "optimizer_step", self._optimizer_step)
         self._around(loop._results, "update_metrics", self._update_metrics)
+        if hasattr(self._module, "update_watch"):
+            self._module.update_watch = self
+            self._removals.append(partial(setattr, self._module, "update_watch", None))
 
     def remove(self) -> None:
         while self._removals:
@@ -129,7 +135,7 @@ class Attempts:
         self._was_waiting = self._is_waiting
         self._has_left_out = self._is_stepping = self._has_propagated = False
         self._num_zeroed = self._zeroed.completed
-        self._mark()
+        self.mark()
         try:
             result = run(*args)
         except Exception as error:
@@ -175,7 +181,8 @@ class Attempts:
         is_mixed_up = self._has_propagated and self._was_waiting
         return not (has_fetched or self._is_stepping or is_mixed_up)
 
-    def _mark(self) -> None:
+    def mark(self) -> None:
+        """What is undone later is undone to here."""
         if self._is_looking:
             self._look()
         self._is_looking = self.num_losses >= self.next_look
@@ -237,6 +244,18 @@ class Attempts:
             self._logged.append((metric, {**before, "has_reset": not metric.update_called}))
         update_metrics(key, *args)
 
+    # -- updates that do not pass the seams ------------------------------------------------------
+
+    def must_see_next(self) -> bool:
+        """Whether the next update must be made by ``manual_backward`` and an optimiser step."""
+        return self._check_gradients or (bool(self.leave_out) and self._leaves_out(self.num_losses + 1))
+
+    def note_loss(self, loss: float) -> None:
+        """An update was made elsewhere, with this finite loss."""
+        self.num_losses += 1
+        if self._on_loss is not None:
+            self._on_loss(loss)
+
     # -- what is not finite ----------------------------------------------------------------------
 
     def _training_step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -259,12 +278,15 @@ class Attempts:
 
     def _reason_against(self, value: float) -> str | None:
         """Every rank's: backward is a collective."""
-        if any(first <= self.num_losses <= last for first, last in self.leave_out):
+        if self._leaves_out(self.num_losses):
             return "left out after a rollback"
         is_finite = math.isfinite(value)
         if self._trainer.world_size > 1:
             is_finite = self._trainer.strategy.reduce_boolean_decision(is_finite, all=True)
         return None if is_finite else f"loss is {value}"
+
+    def _leaves_out(self, number: int) -> bool:
+        return any(first <= number <= last for first, last in self.leave_out)
 
     def _leave(self, loss: Tensor, reason: str) -> Tensor:
         self._has_left_out = True
@@ -302,7 +324,7 @@ class Attempts:
         self._is_waiting = False
         if not self._module.automatic_optimization:  # what follows in this training step is another attempt
             self._has_left_out = False
-            self._mark()
+            self.mark()
         return result
 
     def _has_finite_gradients(self, optimizer: Any) -> bool:

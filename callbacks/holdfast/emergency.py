@@ -115,6 +115,9 @@ class EmergencyCheckpoint(BoundaryCallback):
         ask: runs a program (squeue, scontrol) and returns what it prints.
     """
 
+    # A module that compiles its updates makes those whose loss is not finite where we see them.
+    follows_compiled_updates = True
+
     def __init__(
         self,
         dirpath: str | os.PathLike[str] | None = None,

@@ -106,6 +106,9 @@ class LearnerConfig:
         max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
         num_threads: torch threads while training; null is 1 for vectors and small images, and torch's
             own choice for large ones. A resumed run keeps the number it began with.
+        backend: how an update is computed: ``eager`` step by step; ``compiled`` as one graph, several times
+            faster for small networks, once it was compiled by the C++ compiler of the machine; ``auto``
+            compiles where the budget makes it worth while. A resumed run keeps what it began with.
     """
 
     learning_rate: float = 1e-4
@@ -125,6 +128,7 @@ class LearnerConfig:
     target_tau: float = 1.0
     max_grad_norm: float | None = 10.0
     num_threads: int | None = None
+    backend: Literal["auto", "eager", "compiled"] = "auto"
 
 
 @dataclass

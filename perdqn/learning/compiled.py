@@ -1,0 +1,251 @@
+"""The learning step as one compiled graph: loss, gradients, clip and Adam, on torch's own optimiser state.
+
+Knows nothing about Lightning, replay or when to compile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+
+from perdqn.learning.inductor import NotCompilable, load, trace, tracing
+from perdqn.learning.networks import QNetwork
+from perdqn.learning.objective import Figures, Learned, Report, objective
+from perdqn.transition import TransitionBatch
+
+_CLIP_OFFSET = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+class CompiledStep:
+    """One gradient step a call, bit for bit the same in every process on one machine.
+
+    Adam's moments and step counts are those of ``optimizer.state``, so checkpoints, another learning rate and
+    going on without this class work as ever.
+
+    Args:
+        online, target: networks of one architecture, where they are trained.
+        optimizer: `torch.optim.Adam` with one group over parameters of ``online``.
+        batch: one to trace with; later ones have its shapes and dtypes.
+        double: see `perdqn.learning.objective`.
+        max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
+        forward_context: entered around the forward pass, as for mixed precision.
+
+    Raises:
+        NotCompilable: something rules a compiled graph out; says what.
+    """
+
+    def __init__(
+        self,
+        online: QNetwork,
+        target: QNetwork,
+        optimizer: torch.optim.Optimizer,
+        batch: TransitionBatch,
+        double: bool,
+        max_grad_norm: float | None,
+        forward_context: Context = nullcontext,
+    ) -> None:
+        _refuse_other_optimizers(optimizer)
+        update = _Update(online, target, optimizer, batch, double, forward_context)
+        device = batch.action.device
+        self._optimizer, self._update = optimizer, update
+        self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
+        self._clock = torch.zeros((), dtype=torch.float64, device=device)
+        self._hyper = torch.zeros(5, dtype=torch.float64, device=device)
+        self._state: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._num_taken = 0
+        self.begin()
+        inputs = [*self._state, *_columns(batch)]
+        self._run = load(trace(update, inputs), inputs)
+
+    def __call__(self, batch: TransitionBatch) -> Report | None:
+        """Take one step, between `begin` and `end`.
+
+        Returns:
+            None where the loss is not finite; weights and optimiser are as they were then.
+        """
+        (out,) = self._run([*self._state, *_columns(batch)])
+        told = out.cpu().numpy()
+        numbers = told[-len(Figures._fields) :].tolist()
+        if not math.isfinite(numbers[0]):
+            return None
+        self._num_taken += 1
+        return Report(numbers[0], told[: -len(Figures._fields)], partial(Figures, *numbers))
+
+    def begin(self) -> None:
+        """Before some steps: see where weights and optimiser state lie, and what the learning rate is."""
+        trained, others = self._update.weights()
+        states = [_adam_state(self._optimizer, parameter) for parameter in trained]
+        self._counts = [state["step"] for state in states]
+        self._num_taken = 0
+        group = self._optimizer.param_groups[0]
+        numbers = (group["lr"], *group["betas"], group["eps"], self._max_grad_norm)
+        self._hyper.copy_(torch.tensor(numbers, dtype=torch.float64))
+        self._clock.copy_(self._counts[0])
+        self._state = [
+            *(parameter.detach() for parameter in trained),
+            *(state["exp_avg"] for state in states),
+            *(state["exp_avg_sq"] for state in states),
+            *(other.detach() for other in others),
+            self._clock,
+            self._hyper,
+        ]
+
+    def end(self) -> int:
+        """After some steps: write their number into the optimiser's state, and return it."""
+        num_taken, self._num_taken = self._num_taken, 0
+        if num_taken:
+            torch._foreach_add_(self._counts, num_taken)
+        return num_taken
+
+
+class _Update(nn.Module):
+    """The graph's source: tensors in as `CompiledStep.begin` lists them, new weights and moments in place."""
+
+    def __init__(
+        self,
+        online: QNetwork,
+        target: QNetwork,
+        optimizer: torch.optim.Optimizer,
+        batch: TransitionBatch,
+        double: bool,
+        forward_context: Context,
+    ) -> None:
+        super().__init__()
+        self._networks = {"online": online, "target": target}  # a dict hides them: all weights are inputs
+        self._double, self._context, self._like = double, forward_context, batch
+        optimized = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+        named = self._named()
+        self._trained = [name for name, tensor in named.items() if id(tensor) in optimized]
+        with tracing(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            leaves = [mode.from_tensor(named[name].detach()).requires_grad_() for name in self._trained]
+            others = [mode.from_tensor(tensor) for name, tensor in named.items() if name not in self._trained]
+            columns = [mode.from_tensor(column) for column in _columns(batch)]
+            learned = self._learn(leaves, others, columns)
+            gradients = torch.autograd.grad(learned.loss, leaves, allow_unused=True)
+        reached = zip(self._trained, gradients, strict=True)
+        self._trained = [name for name, gradient in reached if gradient is not None]
+
+    def _named(self) -> dict[str, Tensor]:
+        """Parameters and buffers of both networks, as they are now."""
+        return {
+            f"{which}.{name}": tensor
+            for which, network in self._networks.items()
+            for name, tensor in (*network.named_parameters(), *network.named_buffers())
+        }
+
+    def weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters that take gradients, and all other tensors of the networks."""
+        named = self._named()
+        return [named.pop(name) for name in self._trained], list(named.values())
+
+    def _learn(
+        self, leaves: Sequence[Tensor], others: Sequence[Tensor], columns: Sequence[Tensor]
+    ) -> Learned:
+        names = [name for name in self._named() if name not in self._trained]
+        tensors = dict(zip([*self._trained, *names], [*leaves, *others], strict=True))
+        batch = _batch(self._like, columns)
+        with torch.enable_grad(), self._context():
+            return functional_call(_Objective(self._networks, self._double), tensors, (batch,))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """float32 [batch + figures]: priorities, then `Figures`."""
+        num, rest = len(self._trained), len(self._named()) - len(self._trained)
+        weights, exp_avgs, exp_avg_sqs = inputs[:num], inputs[num : 2 * num], inputs[2 * num : 3 * num]
+        others, (clock, hyper) = inputs[3 * num : 3 * num + rest], inputs[3 * num + rest : 3 * num + rest + 2]
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        learned = self._learn(leaves, others, inputs[3 * num + rest + 2 :])
+        gradients = torch.autograd.grad(learned.loss, leaves)
+        with torch.no_grad():
+            lr, beta1, beta2, eps, max_norm = hyper.unbind()
+            loss = learned.loss.detach()
+            is_finite = torch.isfinite(loss)
+            norm = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()
+            scale = (max_norm.float() / (norm + _CLIP_OFFSET)).clamp(max=1.0)
+            time = clock + 1
+            step_size = lr / (1 - beta1**time)
+            correction = (1 - beta2**time).sqrt()
+            parts = zip(weights, exp_avgs, exp_avg_sqs, gradients, strict=True)
+            for weight, exp_avg, exp_avg_sq, gradient in parts:
+                gradient = gradient * scale
+                mean = exp_avg + (1 - beta1) * (gradient - exp_avg)
+                square = beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient
+                moved = weight - step_size * mean / (square.sqrt() / correction + eps)
+                weight.copy_(torch.where(is_finite, moved, weight))
+                exp_avg.copy_(torch.where(is_finite, mean, exp_avg))
+                exp_avg_sq.copy_(torch.where(is_finite, square, exp_avg_sq))
+            clock.copy_(torch.where(is_finite, time, clock))
+            error = learned.td_error.abs()
+            numbers = torch.stack(
+                [x.float() for x in (loss, norm, error.mean(), error.max(), learned.q_values.mean())]
+            )
+            return torch.cat([learned.priority.float(), numbers])
+
+
+class _Objective(nn.Module):
+    """Both networks under one roof, for `functional_call`."""
+
+    def __init__(self, networks: dict[str, QNetwork], double: bool) -> None:
+        super().__init__()
+        self.online, self.target = networks["online"], networks["target"]
+        self._double = double
+
+    def forward(self, batch: TransitionBatch) -> Learned:
+        return objective(self.online, self.target, batch, self._double)
+
+
+def _columns(batch: TransitionBatch) -> list[Tensor]:
+    return [
+        *batch.obs.values(),
+        *batch.next_obs.values(),
+        batch.action,
+        batch.reward,
+        batch.discount,
+        batch.is_weight,
+    ]
+
+
+def _batch(like: TransitionBatch, columns: Sequence[Tensor]) -> TransitionBatch:
+    """The reverse of `_columns`."""
+    num = len(like.obs)
+    action, reward, discount, is_weight = columns[2 * num :]
+    return TransitionBatch(
+        obs=dict(zip(like.obs, columns[:num], strict=True)),
+        action=action,
+        reward=reward,
+        discount=discount,
+        next_obs=dict(zip(like.obs, columns[num : 2 * num], strict=True)),
+        is_weight=is_weight,
+        id=like.id,
+    )
+
+
+def _refuse_other_optimizers(optimizer: torch.optim.Optimizer) -> None:
+    if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
+        raise NotCompilable("the optimizer is not torch.optim.Adam with one group of parameters")
+    group = optimizer.param_groups[0]
+    differing = [
+        name for name in ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay") if group[name]
+    ]
+    if differing:
+        raise NotCompilable(f"Adam's {differing[0]} is set to {group[differing[0]]}")
+
+
+def _adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """As Adam itself makes it at its first step."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        is_fused = optimizer.param_groups[0]["fused"]
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if is_fused else "cpu")
+        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state

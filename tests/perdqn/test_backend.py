@@ -1,0 +1,181 @@
+"""Compiled updates inside a real Trainer: chosen once, bit-exact on resume, and seen by who must see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from holdfast import EmergencyCheckpoint, ErrorRecovery
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from perdqn.backend import WORTHWHILE_UPDATES, choose_backend, obstacle
+from perdqn.config import Config, ConfigError, LearnerConfig
+from perdqn.learning import inductor
+from perdqn.module import PERDQN
+
+from .small_runs import SaveAt, assert_same, fingerprint, fitted, small, trainer
+
+COMPILED = {"learner": {"backend": "compiled"}}
+
+
+def compiled(*callbacks: Callback, **learner: Any) -> PERDQN:
+    return fitted(*callbacks, learner={"backend": "compiled", **learner})
+
+
+def test_compiled_updates_learn_what_eager_ones_do() -> None:
+    eager, other = small(learner={"backend": "eager"}), small(**COMPILED)
+    for module in (eager, other):
+        trainer(max_steps=50).fit(module)
+    assert (eager.backend, other.backend) == ("eager", "compiled")
+    assert eager.update_steps == other.update_steps
+    torch.testing.assert_close(eager.state_dict(), other.state_dict(), rtol=1e-3, atol=1e-4)
+    assert_same(eager.memory.rows.state_dict(), other.memory.rows.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+def test_lightning_counts_compiled_updates(tmp_path: Path) -> None:
+    module = small(learner={"backend": "compiled", "updates_per_step": 1})
+    keeper = ModelCheckpoint(tmp_path, every_n_train_steps=40, save_top_k=-1)
+    run = trainer(keeper, max_steps=85)
+    run.fit(module)
+    assert run.global_step == module.update_steps == 85
+    assert len(list(tmp_path.glob("*.ckpt"))) == 2
+    steps = {float(state["step"]) for state in module.optimizers().state.values()}
+    assert steps == {85.0}
+
+
+def test_groups_of_compiled_updates_compute_the_same_bits_as_single_ones() -> None:
+    assert_same(fingerprint(compiled(updates_per_step=1)), fingerprint(compiled(updates_per_step=16)))
+
+
+@pytest.mark.parametrize("env_step", [30, 200, 333])
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(
+    tmp_path: Path, env_step: int
+) -> None:
+    path = tmp_path / "boundary.ckpt"
+    whole = compiled(SaveAt(path, env_step))
+    resumed = small()  # auto, which by itself would be eager: it goes on as it began
+    trainer().fit(resumed, ckpt_path=path)
+    assert resumed.backend == "compiled"
+    assert_same(fingerprint(whole), fingerprint(resumed))
+
+
+def test_a_resumed_run_goes_on_eagerly_where_nothing_can_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "boundary.ckpt"
+    compiled(SaveAt(path, 200))
+    monkeypatch.setenv("PERDQN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setitem(inductor.OPTIONS, "cpp.cxx", ("no-such-compiler",))
+    resumed = small(**COMPILED)
+    with pytest.warns(UserWarning, match="began with compiled updates, which cannot be had here"):
+        trainer().fit(resumed, ckpt_path=path)
+    assert resumed.backend == "eager"
+    assert resumed.update_steps == 180
+
+
+def test_a_new_run_that_asks_for_what_cannot_be_had_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watch(Callback):
+        def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"model\.learner\.backend compiled .*Watch\.on_after_backward"):
+        compiled(Watch())
+
+
+def test_auto_says_why_it_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watch(Callback):
+        def on_before_optimizer_step(self, *args: Any) -> None: ...
+
+    monkeypatch.setattr("perdqn.backend.WORTHWHILE_UPDATES", 10)
+    module = small()
+    with pytest.warns(UserWarning, match=r"not compiled, since Watch\.on_before_optimizer_step"):
+        trainer(Watch()).fit(module)
+    assert module.backend == "eager"
+
+
+@pytest.mark.parametrize(
+    ("settings", "before", "expected"),
+    [
+        ({"total_env_steps": 1_000 + WORTHWHILE_UPDATES * 4}, None, "compiled"),
+        ({"total_env_steps": 999 + WORTHWHILE_UPDATES * 4}, None, "eager"),
+        ({"total_env_steps": None, "total_episodes": 10**6}, None, "eager"),
+        ({"total_env_steps": 10}, "compiled", "compiled"),
+        ({"total_env_steps": 10**9}, "eager", "eager"),
+        ({"total_env_steps": 10**9, "learner": LearnerConfig(backend="eager")}, "compiled", "eager"),
+    ],
+)
+def test_the_budget_decides_unless_somebody_has(settings: Any, before: str | None, expected: str) -> None:
+    assert choose_backend(Config(**settings), before) == expected
+
+
+def test_holdfasts_callbacks_stand_in_no_compiled_updates_way() -> None:
+    module = small()
+    plain = {"world_size": 1, "precision_plugin": None, "lightning_module": module}
+    assert obstacle(SimpleNamespace(**plain, callbacks=[ErrorRecovery(), EmergencyCheckpoint()])) is None
+    scaled = {**plain, "precision_plugin": SimpleNamespace(scaler=object())}
+    assert "16-mixed" in str(obstacle(SimpleNamespace(**scaled, callbacks=[])))
+    assert "several devices" in str(obstacle(SimpleNamespace(**{**plain, "world_size": 2}, callbacks=[])))
+
+
+class Poison(Callback):
+    """Makes the losses of some updates NaN, by their number."""
+
+    def __init__(self, *updates: int) -> None:
+        self.updates = set(updates)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        sample = pl_module.memory.sample
+
+        def poisoned(*args: Any) -> Any:
+            batch = sample(*args)
+            if pl_module.experience.updates_issued in self.updates:
+                batch.reward.fill_(torch.nan)
+            return batch
+
+        pl_module.memory.sample = poisoned
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_compiled_updates() -> None:
+    recovery = ErrorRecovery()
+    module = compiled(Poison(31, 77), recovery)
+    assert recovery.counts["skipped_batches"] == 2
+    assert module.update_steps == 178
+    assert all(bool(p.isfinite().all()) for p in module.parameters())
+
+
+def test_every_compiled_loss_counts_for_spikes() -> None:
+    seen: list[float] = []
+
+    class Watching(ErrorRecovery):
+        def _note_loss(self, loss: float) -> None:
+            seen.append(loss)
+
+    module = compiled(Watching(spike_factor=1e9))
+    assert len(seen) == module.update_steps
+    assert all(isinstance(loss, float) and loss > 0 for loss in seen)
+
+
+def test_losses_to_leave_out_are_left_out_of_compiled_updates() -> None:
+    class LeaveOut(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            pl_module.update_watch.leave_out = [(5, 7), (20, 20)]
+
+    recovery = ErrorRecovery()
+    module = compiled(recovery, LeaveOut())
+    assert recovery.counts["skipped_batches"] == 4
+    assert module.update_steps == 176
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions_compile_to_what_they_are_eagerly(precision: str) -> None:
+    modules = []
+    for backend in ("eager", "compiled"):
+        modules.append(small(learner={"backend": backend}))
+        trainer(precision=precision, max_steps=20).fit(modules[-1])
+    eager, other = (module.state_dict() for module in modules)
+    tolerance = 2e-3 if precision == "bf16-mixed" else 1e-6
+    torch.testing.assert_close(eager, other, rtol=tolerance, atol=tolerance)
