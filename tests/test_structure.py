@@ -68,7 +68,7 @@ HOLDFAST_PARTS = {
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard vector exactness actor",
-    "cli": "command_line quiet checkpoints sitting fit resume verify fingerprint reading __init__",
+    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks objective inductor compiled",
     "replay": "__init__ memory sum_tree journal rows prioritized",

@@ -6,11 +6,13 @@ Knows nothing about what a command does, only what its end says to the shell.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from importlib import import_module
 
 from holdfast.storage.lock import FolderInUse
 
-from perdqn.cli.command_line import Refused
+from perdqn.cli.command_line import Refused, expand
+from perdqn.cli.parsers import get_parsers
 from perdqn.config import ConfigError
 from perdqn.run.folder import RunNotFound
 
@@ -30,7 +32,8 @@ MODULES = {
 def run(command: str, argv: list[str]) -> int:
     """Exit code of one command; what the user can mend is said in one line each, without a traceback."""
     try:
-        return int(getattr(import_module(f"perdqn.cli.{MODULES[command]}"), command)(argv))
+        asked = _read(command, argv)
+        return int(getattr(import_module(f"perdqn.cli.{MODULES[command]}"), command)(asked))
     except ConfigError as error:
         return _refuse(command, error.faults)
     except (Refused, RunNotFound, FolderInUse) as error:
@@ -39,6 +42,14 @@ def run(command: str, argv: list[str]) -> int:
         return 130
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
+
+
+def _read(command: str, argv: list[str]) -> Namespace | list[str]:
+    """What can be read, answered or refused before the command is imported, which may take seconds."""
+    if parser := get_parsers().get(command):
+        return parser.parse_args(argv)
+    expand(argv)  # each command does so itself; here, a config that is not there is refused
+    return argv
 
 
 def _refuse(command: str, reasons: list[str]) -> int:

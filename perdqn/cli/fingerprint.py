@@ -5,41 +5,26 @@ Knows nothing about how a part is encoded.
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from holdfast.storage.durable import write_whole
 
-from perdqn.cli.checkpoints import read_state
-from perdqn.cli.command_line import Refused, get_root
+from perdqn.cli.command_line import Refused
 from perdqn.fingerprint import FORMAT, VERSION, differing
 from perdqn.fingerprint import fingerprint as fingerprint_of
 from perdqn.run.saves import find_save
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "perdqn fingerprint",
-        description="SHA-256 of each part of a run's state as JSON; of two, the parts in which they differ.",
-        epilog="A path is a run folder, a checkpoint, or a fingerprint written by --out.",
-    )
-    parser.add_argument("path", nargs="?", help="the newest run where left out")
-    parser.add_argument("other", nargs="?", help="compare with this one: exit code 1 where they differ")
-    parser.add_argument("--out", type=Path, help="write the JSON to a file")
-    parser.add_argument("--trainer.default_root_dir", help="where runs lie")
-    return parser
-
-
-def fingerprint(argv: list[str]) -> int:
+def fingerprint(given: Namespace) -> int:
     """Exit code 0, or 1 where two states differ."""
-    given, root = get_parser().parse_args(argv), get_root(argv)
-    found = _take(given.path, root)
+    found = _take(given.path, given.root)
     if given.other is None:
         _write(found, given.out)
         return 0
-    other = _take(given.other, root)
+    other = _take(given.other, given.root)
     names = differing(found, other)
     for name in found["parts"]:
         print(f"{name:<12} {'differs' if name in names else 'same'}")
@@ -52,6 +37,8 @@ def _take(reference: str | None, root: Path) -> dict[str, Any]:
     if reference is not None and reference.endswith(".json") and (read := _read(Path(reference))):
         return read
     save = find_save(reference, root)
+    from perdqn.cli.checkpoints import read_state  # not for two that were written
+
     return fingerprint_of(read_state(save))
 
 

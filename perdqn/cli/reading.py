@@ -5,10 +5,10 @@ Knows nothing about training; a run is left as it is.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from perdqn.acting.environment import episode_seed
 from perdqn.assembly import RunCLI, warn
 from perdqn.cli.checkpoints import read_checkpoint, spell_settings
 from perdqn.cli.command_line import Refused, expand, get_root, is_asking, split_reference
+from perdqn.cli.parsers import get_parsers
 from perdqn.cli.quiet import quietly
 from perdqn.config import format_config_summary, get_config_summary, row_bytes
 from perdqn.module import PERDQN
@@ -116,20 +117,10 @@ def check(argv: list[str]) -> int:
     return 0
 
 
-def get_export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("perdqn export", description="Write a checkpoint's policy as a program.")
-    parser.add_argument("run", nargs="?", help="run folder or checkpoint; the newest run where left out")
-    parser.add_argument("--to", required=True, help="policy.onnx, or policy.pt2 for torch.export")
-    parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
-    parser.add_argument("--trainer.default_root_dir", help="where runs lie")
-    return parser
-
-
 @quietly
-def export(argv: list[str]) -> int:
+def export(given: Namespace) -> int:
     """Write a checkpoint's policy as a program."""
-    given = get_export_parser().parse_args(argv)
-    save = find_save(given.run, get_root(argv), given.best)
+    save = find_save(given.run, given.root, given.best)
     read_checkpoint(save)
     module = PERDQN.load_from_checkpoint(save.checkpoint, map_location="cpu", weights_only=True)
     try:
@@ -142,18 +133,12 @@ def export(argv: list[str]) -> int:
 
 
 @quietly
-def completion(argv: list[str]) -> int:
+def completion(given: Namespace) -> int:
     """Print a shell's completion script."""
-    from perdqn.cli import fingerprint, verify
     from perdqn.completion import SHELLS, get_script
 
-    shell = argv[0] if argv else Path(os.environ.get("SHELL", "bash")).name
+    shell = given.shell or Path(os.environ.get("SHELL", "bash")).name
     if shell not in SHELLS:
         raise Refused(f"perdqn completion knows {', '.join(SHELLS)}, got {shell}")
-    plain = {
-        "verify": verify.get_parser(),
-        "fingerprint": fingerprint.get_parser(),
-        "export": get_export_parser(),
-    }
-    print(get_script(shell, plain))
+    print(get_script(shell, get_parsers()))
     return 0

@@ -5,8 +5,8 @@ Knows nothing about what is in a checkpoint, and imports nothing heavy: checksum
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,31 +14,15 @@ from holdfast.storage.generations import Damage, Generation, GenerationFolder
 from holdfast.storage.lock import FolderLock
 
 from perdqn.archive import find_fault
-from perdqn.cli.command_line import get_root
 from perdqn.run.folder import RunNotFound
 from perdqn.run.saves import find_run, set_aside
 
 PLAIN = ("last.ckpt", "best.ckpt")  # of runs of earlier versions
-REPAIR = "set damaged files aside, and clear away what a process that died has left"
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "perdqn verify",
-        description="Check a run's saved states against their checksums.",
-        epilog="exit code: 0 all good, 1 damage was found, 2 there is nothing to check",
-    )
-    parser.add_argument("path", nargs="?", help="run folder or a file of one; the newest run where left out")
-    parser.add_argument("--repair", action="store_true", help=REPAIR)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--trainer.default_root_dir", help="where runs lie")
-    return parser
-
-
-def verify(argv: list[str]) -> int:
+def verify(given: Namespace) -> int:
     """Exit code 0 where all is good, 1 where something is damaged, also if it has been set aside now."""
-    given = get_parser().parse_args(argv)
-    run = find_run(given.path, get_root(argv))
+    run = find_run(given.path, given.root)
     folder = GenerationFolder(run.checkpoints if run.checkpoints.is_dir() else run.path)
     finding = _look(folder)
     moved = _repair(folder, finding) if given.repair else []

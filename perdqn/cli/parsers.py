@@ -1,0 +1,68 @@
+"""What the commands without settings can be asked: their options.
+
+Knows nothing about what a command does, and imports nothing heavy: help and refusals come at once.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from perdqn.cli.command_line import get_root
+
+
+def get_parsers() -> dict[str, ArgumentParser]:
+    """Each command's parser, by name."""
+    return {
+        "verify": _get_verify_parser(),
+        "fingerprint": _get_fingerprint_parser(),
+        "export": _get_export_parser(),
+        "completion": _get_completion_parser(),
+    }
+
+
+def _get_verify_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "perdqn verify",
+        description="Check a run's saved states against their checksums.",
+        epilog="exit code: 0 all good, 1 damage was found, 2 there is nothing to check",
+    )
+    parser.add_argument("path", nargs="?", help="run folder or a file of one; the newest run where left out")
+    repair = "set damaged files aside, and clear away what a process that died has left"
+    parser.add_argument("--repair", action="store_true", help=repair)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_root(parser)
+    return parser
+
+
+def _get_fingerprint_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "perdqn fingerprint",
+        description="SHA-256 of each part of a run's state as JSON; of two, the parts in which they differ.",
+        epilog="A path is a run folder, a checkpoint, or a fingerprint written by --out.",
+    )
+    parser.add_argument("path", nargs="?", help="the newest run where left out")
+    parser.add_argument("other", nargs="?", help="compare with this one: exit code 1 where they differ")
+    parser.add_argument("--out", type=Path, help="write the JSON to a file")
+    _add_root(parser)
+    return parser
+
+
+def _get_export_parser() -> ArgumentParser:
+    parser = ArgumentParser("perdqn export", description="Write a checkpoint's policy as a program.")
+    parser.add_argument("run", nargs="?", help="run folder or checkpoint; the newest run where left out")
+    parser.add_argument("--to", required=True, help="policy.onnx, or policy.pt2 for torch.export")
+    parser.add_argument("--best", action="store_true", help="the run's best checkpoint, not its last")
+    _add_root(parser)
+    return parser
+
+
+def _get_completion_parser() -> ArgumentParser:
+    parser = ArgumentParser("perdqn completion", description="Print a shell's completion script.")
+    parser.add_argument("shell", nargs="?", help="bash, zsh or tcsh; that of $SHELL where left out")
+    return parser
+
+
+def _add_root(parser: ArgumentParser) -> None:
+    name = "--trainer.default_root_dir"
+    parser.add_argument(name, dest="root", type=Path, default=get_root([]), help="where runs lie")
