@@ -55,14 +55,13 @@ class CompiledStep:
     ) -> None:
         _refuse_other_optimizers(optimizer)
         update = _Update(online, target, optimizer, batch, double, forward_context)
-        device = batch.action.device
         self._optimizer, self._update = optimizer, update
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
-        self._clock = torch.zeros((), dtype=torch.float64, device=device)
-        self._hyper = torch.zeros(5, dtype=torch.float64, device=device)
+        dtype = torch.promote_types(optimizer.param_groups[0]["params"][0].dtype, torch.float32)
+        self._adam = torch.zeros(7, dtype=dtype, device=batch.action.device)
         self._state: list[Tensor] = []
         self._counts: list[Tensor] = []
-        self._num_taken = 0
+        self._num_before = self._num_taken = 0
         self.begin()
         inputs = [*self._state, *_columns(batch)]
         self._run = load(trace(update, inputs), inputs)
@@ -71,12 +70,13 @@ class CompiledStep:
         """Take one step, between `begin` and `end`.
 
         Returns:
-            None where the loss is not finite; weights and optimiser are as they were then.
+            None where loss or gradients are not finite; weights and optimiser are as they were then.
         """
+        self._set_numbers(self._num_before + self._num_taken + 1)
         (out,) = self._run([*self._state, *_columns(batch)])
         told = out.cpu().numpy()
         numbers = told[-len(Figures._fields) :].tolist()
-        if not math.isfinite(numbers[0]):
+        if not math.isfinite(numbers[0] + numbers[1]):
             return None
         self._num_taken += 1
         return Report(numbers[0], told[: -len(Figures._fields)], partial(Figures, *numbers))
@@ -86,19 +86,32 @@ class CompiledStep:
         trained, others = self._update.weights()
         states = [_adam_state(self._optimizer, parameter) for parameter in trained]
         self._counts = [state["step"] for state in states]
-        self._num_taken = 0
-        group = self._optimizer.param_groups[0]
-        numbers = (group["lr"], *group["betas"], group["eps"], self._max_grad_norm)
-        self._hyper.copy_(torch.tensor(numbers, dtype=torch.float64))
-        self._clock.copy_(self._counts[0])
+        self._num_before, self._num_taken = int(self._counts[0]), 0
         self._state = [
             *(parameter.detach() for parameter in trained),
             *(state["exp_avg"] for state in states),
             *(state["exp_avg_sq"] for state in states),
             *(other.detach() for other in others),
-            self._clock,
-            self._hyper,
+            self._adam,
         ]
+
+    def _set_numbers(self, count: int) -> None:
+        """What Adam's step ``count`` needs; here, since the graph would take powers for each weight."""
+        group = self._optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        numbers = (
+            group["lr"] / (1 - beta1**count),
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            math.sqrt(1 - beta2**count),
+            group["eps"],
+            self._max_grad_norm,
+        )
+        if self._adam.device.type == "cpu":
+            self._adam.numpy()[:] = numbers
+        else:
+            self._adam.copy_(torch.tensor(numbers, dtype=self._adam.dtype).pin_memory(), non_blocking=True)
 
     def end(self) -> int:
         """After some steps: write their number into the optimiser's state, and return it."""
@@ -161,29 +174,28 @@ class _Update(nn.Module):
         """float32 [batch + figures]: priorities, then `Figures`."""
         num, rest = len(self._trained), len(self._named()) - len(self._trained)
         weights, exp_avgs, exp_avg_sqs = inputs[:num], inputs[num : 2 * num], inputs[2 * num : 3 * num]
-        others, (clock, hyper) = inputs[3 * num : 3 * num + rest], inputs[3 * num + rest : 3 * num + rest + 2]
+        others, adam = inputs[3 * num : 3 * num + rest], inputs[3 * num + rest]
         leaves = [weight.detach().requires_grad_() for weight in weights]
-        learned = self._learn(leaves, others, inputs[3 * num + rest + 2 :])
+        learned = self._learn(leaves, others, inputs[3 * num + rest + 1 :])
         gradients = torch.autograd.grad(learned.loss, leaves)
         with torch.no_grad():
-            lr, beta1, beta2, eps, max_norm = hyper.unbind()
+            step_size, rest1, beta2, rest2, correction, eps, max_norm = adam.unbind()
             loss = learned.loss.detach()
-            is_finite = torch.isfinite(loss)
             norm = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()
-            scale = (max_norm.float() / (norm + _CLIP_OFFSET)).clamp(max=1.0)
-            time = clock + 1
-            step_size = lr / (1 - beta1**time)
-            correction = (1 - beta2**time).sqrt()
+            scale = (max_norm / (norm + _CLIP_OFFSET)).clamp(max=1.0)
+            scale = torch.where(torch.isfinite(loss + norm), scale, torch.nan)
+            # A reduction is computed once; what is not, inductor would repeat within the loops over weights.
+            scale = scale.expand(16).amin()
+            is_finite = scale == scale
             parts = zip(weights, exp_avgs, exp_avg_sqs, gradients, strict=True)
             for weight, exp_avg, exp_avg_sq, gradient in parts:
                 gradient = gradient * scale
-                mean = exp_avg + (1 - beta1) * (gradient - exp_avg)
-                square = beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient
+                mean = exp_avg + rest1 * (gradient - exp_avg)
+                square = beta2 * exp_avg_sq + rest2 * gradient * gradient
                 moved = weight - step_size * mean / (square.sqrt() / correction + eps)
                 weight.copy_(torch.where(is_finite, moved, weight))
                 exp_avg.copy_(torch.where(is_finite, mean, exp_avg))
                 exp_avg_sq.copy_(torch.where(is_finite, square, exp_avg_sq))
-            clock.copy_(torch.where(is_finite, time, clock))
             error = learned.td_error.abs()
             numbers = torch.stack(
                 [x.float() for x in (loss, norm, error.mean(), error.max(), learned.q_values.mean())]
