@@ -66,7 +66,7 @@ HOLDFAST_PARTS = {
 
 # The files of each package, in the same order.
 PERDQN_FILES = {
-    "acting": "__init__ environment guard vector exactness actor",
+    "acting": "__init__ environment guard in_turn vector exactness actor",
     "cli": "command_line quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks",
