@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numba
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def kernel(function: Callable[..., Any], fastmath: Collection[str] = ()) -> Callable[..., Any]:
     """Compile ``function`` on first use, cached on disk where a folder for it can be written.
 
     A read-only installation without a writable home has none; it compiles anew in every process
     and says so once.
+
+    Args:
+        fastmath: LLVM's flags for what may be rearranged, such as ``reassoc``; see Numba.
     """
+    relaxed = set(fastmath) or False
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return numba.njit(cache=True, nogil=True, fastmath=relaxed)(function)
     except RuntimeError as error:
         if "no locator" not in str(error):
             raise
         _warn_of_no_cache()
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, fastmath=relaxed)(function)
 
 
 @functools.cache  # once per process, not once per kernel

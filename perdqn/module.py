@@ -40,6 +40,7 @@ from perdqn.diagnostics import Evaluation, training_diagnostics
 from perdqn.evaluation import EpisodeIndex, Evaluator, RecentEpisodes
 from perdqn.experience import PrioritizedReplayDataset
 from perdqn.handover import fill_optimizer, load_model, save_model
+from perdqn.learning.greedy import FastGreedy
 from perdqn.learning.networks import build_network
 from perdqn.learning.objective import Figures, Report, eager_report, objective
 from perdqn.replay.prioritized import PrioritizedReplay
@@ -117,6 +118,7 @@ class PERDQN(LightningModule):
         self.target.load_state_dict(self.online.state_dict())
         self._noise = torch.Generator().manual_seed(seed)
         self._evaluation_noise = torch.Generator().manual_seed(seed)
+        self._fast_greedy: FastGreedy | None = None  # made again where the network may have changed
         self.memory = self._build_memory()
         self.experience = PrioritizedReplayDataset(
             self.config, self.spec, self.memory, self._act_in_training, self._note_episode
@@ -221,9 +223,15 @@ class PERDQN(LightningModule):
     def _act_in_evaluation(self, obs: Columns) -> np.ndarray:
         return self._greedy(obs, self._evaluation_noise)
 
-    @torch.inference_mode()
     def _greedy(self, obs: Columns, noise: torch.Generator) -> np.ndarray:
         """Greedy actions [n], counted from 0; a stochastic network draws from ``noise``."""
+        if self._fast_greedy is None or not self._fast_greedy.is_current:
+            self._fast_greedy = FastGreedy(self.online)
+        actions = self._fast_greedy(obs)
+        return self._greedy_by_torch(obs, noise) if actions is None else actions
+
+    @torch.inference_mode()
+    def _greedy_by_torch(self, obs: Columns, noise: torch.Generator) -> np.ndarray:
         self.online.resample(noise)
         columns = {name: torch.from_numpy(column).to(self.device) for name, column in obs.items()}
         return self.online.greedy(columns).cpu().numpy()
@@ -243,6 +251,7 @@ class PERDQN(LightningModule):
         is_single = columns[first.name].ndim == len(self.spec.obs_shape(first))
         if is_single:
             columns = {name: column[None] for name, column in columns.items()}
+        self._fast_greedy = None
         actions = self._greedy(columns, self._evaluation_noise) + self.spec.action_start
         return int(actions[0]) if is_single else actions
 
@@ -378,6 +387,7 @@ class PERDQN(LightningModule):
         return []
 
     def on_fit_start(self) -> None:
+        self._fast_greedy = None
         self._evaluator.is_aborted = False
         self._threads_before = torch.get_num_threads()
         self.num_threads = self.num_threads or self.config.learner.num_threads or self._choose_num_threads()
@@ -475,6 +485,7 @@ class PERDQN(LightningModule):
         self._start_evaluation("test")
 
     def _start_evaluation(self, phase: str) -> None:
+        self._fast_greedy = None
         self._evaluation_noise.manual_seed(self.config.seed)
         self._evaluator.start(phase)
 

@@ -33,7 +33,7 @@ PERDQN_PARTS = {
     "faults": "config",
     "run": "",
     "replay": "jit transition",
-    "learning": "class_path config transition",
+    "learning": "class_path config jit transition",
     "acting": "class_path config replay transition",
     "backend": "config",
     "experience": "acting config replay schedules transition",
@@ -67,10 +67,10 @@ HOLDFAST_PARTS = {
 
 # The files of each package, in the same order.
 PERDQN_FILES = {
-    "acting": "__init__ environment guard vector exactness actor",
+    "acting": "__init__ environment guard in_turn vector exactness actor",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
-    "learning": "__init__ td heads networks objective inductor compiled",
+    "learning": "__init__ td heads networks greedy objective inductor compiled",
     "replay": "__init__ memory sum_tree journal rows prioritized",
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from perdqn.acting.environment import is_native, make, make_native, to_columns
 from perdqn.acting.guard import FAILURE, Guard
+from perdqn.acting.in_turn import InTurn
 from perdqn.config import EnvConfig
 from perdqn.transition import EnvSpec
 
@@ -42,7 +43,7 @@ class Environments:
     """``num_envs`` environments whose episodes are numbered and seeded one by one.
 
     After a step that ended an episode, `frames` and `obs` show its final observation until `reset`
-    is called for that environment; it must be before the next step.
+    is called for that environment; it must be before the next step. All arrays are new at each step.
 
     Args:
         config: what to make.
@@ -55,12 +56,13 @@ class Environments:
         self, config: EnvConfig, spec: EnvSpec, num_envs: int, seed_of: Callable[[int, int], int]
     ) -> None:
         self.config, self.spec, self.num_envs, self._seed_of = config, spec, num_envs, seed_of
-        self._vector = _make_vector(config, num_envs)
+        self._is_native = is_native(config)
+        self._vector = self._make_vector()
         self.episode = np.full(num_envs, -1, np.int64)
         self.num_failures = 0
         self._actions = [array("i") for _ in range(num_envs)]
         self._has_started = False
-        self._has_ended = np.zeros(num_envs, np.bool_)
+        self.has_ended = np.zeros(num_envs, np.bool_)
         self.frames: Columns = {c.name: np.zeros((num_envs, *c.shape), c.dtype) for c in spec.columns}
         self._stacks: Columns = {
             c.name: np.zeros((num_envs, *spec.obs_shape(c)), c.dtype) for c in spec.columns
@@ -81,29 +83,33 @@ class Environments:
         mask = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask, np.bool_)
         chosen = self.episode + 1 if episode is None else np.asarray(episode, np.int64)
         self.episode = np.where(mask, chosen, self.episode)
-        self._has_ended = self._has_ended & ~mask
+        self.has_ended = self.has_ended & ~mask
         for env in np.flatnonzero(mask):
             self._actions[env] = array("i")
         self._show(self._reset_vector(mask), mask)
 
     def step(self, actions: Array) -> Step:
         """Take one action, counted from 0, in every environment [num_envs]."""
-        for log, action in zip(self._actions, actions, strict=True):
+        for log, action in zip(self._actions, actions.tolist(), strict=True):
             log.append(action)
+        start = self.spec.action_start
         try:
-            obs, reward, terminated, truncated, infos = self._vector.step(actions + self.spec.action_start)
+            obs, reward, terminated, truncated, infos = self._vector.step(
+                actions + start if start else actions
+            )
         except Exception as error:  # a whole vector failing: a worker died, native code raised
             return self._cut_all(error)
-        frames = self._squeeze(to_columns(obs, self.spec))
+        frames = self._columns(obs)
         if FAILURE in infos:
             self._report(infos)
             frames = self._keep_last(frames, infos[f"_{FAILURE}"])
         self._show(frames)
-        done = Step(
-            np.asarray(reward, np.float32), np.array(terminated, np.bool_), np.array(truncated, np.bool_)
-        )
-        self._has_ended = done.terminated | done.truncated
-        return done
+        self.has_ended = terminated | truncated
+        return Step(np.asarray(reward, np.float32), terminated, truncated)
+
+    def episode_length(self, env: int) -> int:
+        """Steps taken in its current episode."""
+        return len(self._actions[env])
 
     def close(self) -> None:
         self._vector.close()
@@ -139,22 +145,31 @@ class Environments:
         self.reset(episode=saved)
         for now in range(longest):
             begins = (start == now) & (now > 0)
-            if (begins | self._has_ended).any():
-                self.reset(begins | self._has_ended, saved)
+            if (begins | self.has_ended).any():
+                self.reset(begins | self.has_ended, saved)
             actions = [log[now - s] if now >= s else 0 for log, s in zip(logs, start, strict=True)]
             self.step(np.array(actions, np.int64))
         late = (start == longest) & (longest > 0)
         if late.any():
             self.reset(late, saved)
         same = [_is_same(state["frames"], self.frames, env) for env in range(self.num_envs)]
-        return ~np.array(same) | self._has_ended
+        return ~np.array(same) | self.has_ended
+
+    def _make_vector(self) -> VectorEnv[Any, Any, Any] | InTurn:
+        """What it hands out is new at every step, so nothing is copied here."""
+        if self._is_native:
+            return make_native(self.config, self.num_envs)
+        factories = [partial(Guard, partial(make, self.config)) for _ in range(self.num_envs)]
+        if self.config.vectorization == "async":
+            return AsyncVectorEnv(factories, autoreset_mode=AutoresetMode.DISABLED)
+        return InTurn([factory() for factory in factories], self.spec)
 
     def _reset_vector(self, mask: Array) -> Columns:
         seeds = [self._seed_of(int(env), int(self.episode[env])) for env in np.flatnonzero(mask)]
         is_partial = self._has_started and not mask.all()
         options = {"reset_mask": mask} if is_partial else None
         self._has_started = True
-        if is_native(self.config):
+        if self._is_native:
             obs, infos = self._vector.reset(seed=np.array(seeds), options=options)  # type: ignore[arg-type]
         else:
             by_env = iter(seeds)
@@ -162,11 +177,13 @@ class Environments:
             obs, infos = self._vector.reset(seed=listed, options=options)  # type: ignore[arg-type]
         if FAILURE in infos:
             self._report(infos)
-        return self._squeeze(to_columns(obs, self.spec))
+        return self._columns(obs)
 
-    def _squeeze(self, frames: Columns) -> Columns:
-        """The native vector's frames lie in stacks of one."""
-        return {name: f[:, 0] for name, f in frames.items()} if is_native(self.config) else frames
+    def _columns(self, obs: Any) -> Columns:
+        if isinstance(self._vector, InTurn):
+            return obs
+        frames = to_columns(obs, self.spec)
+        return {name: f[:, 0] for name, f in frames.items()} if self._is_native else frames  # stacks of one
 
     def _keep_last(self, frames: Columns, failed: Array) -> Columns:
         """What a failed environment hands out may be torn; it ends on what it showed before."""
@@ -174,7 +191,7 @@ class Environments:
         return {name: np.where(wide[name], self.frames[name], frame) for name, frame in frames.items()}
 
     def _show(self, frames: Columns, begins: Array | None = None) -> None:
-        self.frames = {name: frame.copy() for name, frame in frames.items()}
+        self.frames = frames
         if self.spec.frame_stack == 1:
             return
         for name, frame in self.frames.items():
@@ -212,20 +229,11 @@ class Environments:
             self._vector.close(**({"terminate": True} if isinstance(self._vector, AsyncVectorEnv) else {}))
         except Exception as closing:
             warnings.warn(f"closing the failed environments raised {closing!r}", RuntimeWarning, stacklevel=2)
-        self._vector = _make_vector(self.config, self.num_envs)
+        self._vector = self._make_vector()
         self._has_started = False
-        self._has_ended[:] = True
+        self.has_ended[:] = True
         everywhere = np.ones(self.num_envs, np.bool_)
         return Step(np.zeros(self.num_envs, np.float32), ~everywhere, everywhere)
-
-
-def _make_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    if is_native(config):
-        return make_native(config, num_envs)
-    factories = [partial(Guard, partial(make, config)) for _ in range(num_envs)]
-    if config.vectorization == "async":
-        return AsyncVectorEnv(factories, autoreset_mode=AutoresetMode.DISABLED)
-    return SyncVectorEnv(factories, copy=False, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def _is_same(saved: dict[str, Any], shown: Columns, env: int) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chisquare
 
-from perdqn.acting.actor import Actor
+from perdqn.acting.actor import Actor, Exploration
 from perdqn.acting.environment import describe
 from perdqn.acting.vector import Environments
 from perdqn.config import EnvConfig
@@ -165,3 +165,45 @@ def test_a_restored_actor_explores_on_where_it_was():
         left, right = (replay.rows.actions.reshape(2, -1)[env] for _, replay, _ in actors)
         length = int(actors[1][1].rows.heads[env])
         np.testing.assert_array_equal(left[heads[env] : heads[env] + length], right[:length])
+
+
+# -- exploration -------------------------------------------------------------------------------
+
+
+def chosen(exploration, num_steps, epsilon=0.4):
+    greedy = np.full(exploration._num_envs, -1)
+    return [exploration.choose(epsilon, lambda: greedy).tolist() for _ in range(num_steps)]
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 255, 256, 257, 600])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_exploration_goes_on_from_wherever_it_was_saved(num_envs, num_before):
+    original, restored = (Exploration(num_envs, 5, seed) for seed in (1, 2))
+    chosen(original, num_before)
+    restored.load_state_dict(original.state_dict())
+    assert chosen(restored, 600) == chosen(original, 600)
+
+
+def test_exploration_saved_before_numbers_were_drawn_ahead_still_loads():
+    restored, state = Exploration(2, 5, 0), np.random.default_rng(7).bit_generator.state
+    restored.load_state_dict({"rng": state})
+    assert chosen(restored, 300) == chosen(Exploration(2, 5, 7), 300)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.2, 0.7, 1.0])
+def test_each_environment_explores_for_itself(epsilon):
+    steps = np.array(chosen(Exploration(3, 4, 0), 4_000, epsilon))
+    explores = steps >= 0
+    # a right one fails one seed in a thousand; seed 0 is fixed above
+    for env in range(3):
+        assert binomtest(int(explores[:, env].sum()), 4_000, epsilon).pvalue > 0.001
+    if 0 < epsilon < 1:
+        assert binomtest(int(explores.all(1).sum()), 4_000, epsilon**3).pvalue > 0.001
+
+
+def test_the_policy_is_asked_only_where_somebody_acts_greedily():
+    asked = []
+    exploration = Exploration(2, 3, 0)
+    for _ in range(500):
+        exploration.choose(1.0, lambda: asked.append(1))
+    assert not asked

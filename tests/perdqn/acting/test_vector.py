@@ -104,12 +104,30 @@ def test_a_stack_holds_nothing_of_the_episode_before():
     environments.close()
 
 
-def test_frames_handed_out_are_never_written_again(counting):
-    counting.reset()
-    frames = counting.frames
-    before = frames[OBS].copy()
-    act(counting, 1, 1, 1)
-    np.testing.assert_array_equal(frames[OBS], before)
+@pytest.mark.parametrize(
+    ("env_id", "vectorization"),
+    [
+        ("toys.Counting", "sync"),
+        ("toys.Counting", "async"),
+        ("toys.Faulty", "sync"),
+        ("ALE/Pong-v5", "native"),
+    ],
+)
+def test_frames_handed_out_are_never_written_again(env_id, vectorization):
+    environments = opened(env_id, vectorization=vectorization)
+    handed_out = []
+    environments.reset()
+    for now in range(8):
+        handed_out.append((environments.frames[OBS], environments.frames[OBS].copy()))
+        step = act(environments, 1, 1)
+        handed_out.append((step.reward, step.reward.copy()))
+        if now == 2:
+            environments.reset(np.array([False, True]))
+        if (step.terminated | step.truncated).any():
+            environments.reset(step.terminated | step.truncated)
+    for array, copy in handed_out:
+        np.testing.assert_array_equal(array, copy)
+    environments.close()
 
 
 def test_dict_and_discrete_observations_come_as_columns():
