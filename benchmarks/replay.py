@@ -10,10 +10,14 @@ a call, and the ratio the median over rounds of peer / perdqn, so that above 1 p
 
 Vectors: CartPole-shaped items in float64 (observation of 4, action, reward, next observation, done). What is
 sampled are gathered arrays and importance weights. An append of 64 is one step of 64 environments where the
-library adds steps of environments (perdqn, Tianshou), else 64 rows of one.
+library adds steps of environments (perdqn, Tianshou), else 64 rows of one. An update gives rows priorities
+they do not have already: trees that look (cpprb's) would stop at the leaves.
 Images: stacks of four 84x84 frames, n_step 3, a batch of 32; ``gather`` is the part after the draw,
 ``gather_scaled`` the same to float32 in [0, 1], and ``memcpy`` copies as many bytes, one piece a stack, into
-fresh memory. Stable-Baselines3 has no priorities. Bytes a transition of all sides: see memory.py.
+memory of its own. Stable-Baselines3 has no priorities. Bytes a transition of all sides: see memory.py.
+
+Every process keeps what it frees (``MALLOC_TRIM_THRESHOLD_``), as one that trains mostly does: otherwise it
+is chance whether a batch of images lies in memory that the system must first make, which costs more.
 
 Linux only. Results go to ``benchmarks/results/replay.json``, by name of the cell.
 """
@@ -21,6 +25,7 @@ Linux only. Results go to ``benchmarks/results/replay.json``, by name of the cel
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import itertools
 import json
@@ -38,7 +43,8 @@ SIDES = ("perdqn", "cpprb", "tianshou", "torchrl", "sb3")
 OF_VECTORS = SIDES[:4]
 CAPACITIES, IMAGE_CAPACITY = (2**17, 2**20), 2**15
 BATCHES, APPENDS, IMAGE_BATCH = (32, 256, 2048), (1, 64), 32
-NUM_PREPARED = 16  # ids and priorities of an update, so that it is not always the same one
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+NUM_PREPARED = 16  # ids of an update; one more of the priorities, so that rows are given new ones each time
 
 
 class Subject:
@@ -78,10 +84,11 @@ class Subject:
             return lambda: replay.sample(number)
         if operation == "memcpy":
             return self._get_memcpy(number)
-        ids = itertools.cycle([replay.sample(number) for _ in range(NUM_PREPARED)])
+        # copied, since cpprb hands out the same memory again
+        ids = itertools.cycle([copy.deepcopy(replay.sample(number)) for _ in range(NUM_PREPARED)])
         if operation in ("gather", "gather_scaled"):
             return lambda: getattr(replay, operation)(next(ids))
-        values = itertools.cycle([self.rng.exponential(size=number) for _ in range(NUM_PREPARED)])
+        values = itertools.cycle([self.rng.exponential(size=number) for _ in range(NUM_PREPARED + 1)])
         if operation == "update":
             return lambda: replay.update(next(ids), next(values))
         assert operation == "sample+update", operation
@@ -93,13 +100,13 @@ class Subject:
         source[:] = 1
         starts = itertools.cycle(self.rng.integers(0, len(source) - STACK, (NUM_PREPARED, 2 * number)))
 
-        def copy() -> np.ndarray:
+        def memcpy() -> np.ndarray:
             out = np.empty((2 * number, STACK, *FRAME), np.uint8)
             for i, start in enumerate(next(starts)):
                 out[i] = source[start : start + STACK]
             return out
 
-        return copy
+        return memcpy
 
 
 def block(call: Callable[[], Any], seconds: float) -> float:
@@ -158,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
         offered = OF_VECTORS if kind == VECTORS else SIDES
         with ExitStack() as stack:
             sides = {
-                name: stack.enter_context(peers.Side(name, Path(__file__), args.environments))
+                name: stack.enter_context(peers.Side(name, Path(__file__), args.environments, **KEEP_MEMORY))
                 for name in args.sides
                 if name in offered
             }

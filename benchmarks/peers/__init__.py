@@ -70,9 +70,12 @@ class Side(AbstractContextManager["Side"]):
         script: calls `serve` when started with ``--side NAME``.
         environments: where the libraries' environments lie.
         num_threads: of OpenMP and the like.
+        variables: further environment variables.
     """
 
-    def __init__(self, name: str, script: Path, environments: Path, num_threads: int = 1) -> None:
+    def __init__(
+        self, name: str, script: Path, environments: Path, num_threads: int = 1, **variables: str
+    ) -> None:
         self.name = name
         python = python_of(name.partition("-")[0], environments)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -83,7 +86,7 @@ class Side(AbstractContextManager["Side"]):
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, **dict.fromkeys(names, str(num_threads))},
+            env={**os.environ, **dict.fromkeys(names, str(num_threads)), **variables},
         )
         self.versions: dict[str, str] = self._read()
 
