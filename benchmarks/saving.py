@@ -34,10 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
+from peers.items import record_frames
 
 RESULTS = Path(__file__).resolve().parent / "results" / "saving.json"
-PACKAGES = {"sb3": ["stable-baselines3==2.9.2"], "torchrl": ["torchrl==0.14.1"]}
-SIDES = ("perdqn", *PACKAGES)
+SIDES = ("perdqn", "sb3", "torchrl")
 NEW_ROWS, NUM_FRAMES, EPISODE, STACK, NUM_ACTIONS = 10_000, 10_000, 800, 4, 6
 INTERVAL_S = 60.0  # at default settings there is at most one save in that time
 
@@ -242,36 +243,6 @@ def _summary(values: list[float]) -> dict[str, Any]:
 # -- all of them -----------------------------------------------------------------------------------
 
 
-def record(game: str, path: Path) -> None:
-    """Frames of random play, one environment after the other."""
-    if game == "noise":
-        frames = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, 84, 84), np.uint8)
-    else:
-        import ale_py
-        import gymnasium
-
-        gymnasium.register_envs(ale_py)
-        envs = gymnasium.make_vec(f"ALE/{game}-v5", num_envs=4, vectorization_mode="vector_entry_point")
-        envs.action_space.seed(0)
-        envs.reset(seed=0)
-        steps = [envs.step(envs.action_space.sample())[0][:, -1] for _ in range(NUM_FRAMES // 4)]
-        frames = np.concatenate(np.stack(steps, axis=1))
-    np.save(path, frames)
-
-
-def python_for(side: str, environments: Path) -> str:
-    """The interpreter of a side, its packages installed."""
-    if side == "perdqn":
-        return sys.executable
-    python = environments / side / "bin" / "python"
-    if not (environments / side / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", environments / side], check=True)
-        for packages in (["torch==2.13.0"], PACKAGES[side]):
-            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-        (environments / side / "ready").touch()
-    return str(python)
-
-
 def run(side: str, python: str, frames: Path, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         own = ["--side", side, "--frames", frames, "--folder", folder]
@@ -285,17 +256,16 @@ def run(side: str, python: str, frames: Path, args: argparse.Namespace) -> dict[
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
-        environments = args.environments or Path(scratch)
         frames = Path(scratch) / "frames.npy"
-        record(args.game, frames)
+        record_frames(args.game, frames, NUM_FRAMES)
         sides = {}
         for side in args.sides:
-            sides[side] = run(side, python_for(side, environments), frames, args)
+            sides[side] = run(side, peers.python_of(side, args.environments), frames, args)
             print(side, json.dumps(sides[side], indent=1), flush=True)
     result: dict[str, Any] = {
         "command": f"python benchmarks/saving.py {' '.join(sys.argv[1:])}".strip(),
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {"cpu": peers.get_cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
         "load_average": {"before": load_before, "after": os.getloadavg()},
         "rows": args.rows,
         "new_rows": NEW_ROWS,
@@ -313,11 +283,6 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -326,7 +291,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--game", default="Breakout", help="of ALE, or noise")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    parser.add_argument("--environments", type=Path, help="where the peers' environments are, or are made")
+    parser.add_argument(
+        "--environments", type=Path, default=peers.ENVIRONMENTS, help="of the peers; made if missing"
+    )
     parser.add_argument(
         "--folder", type=Path, help="on the disk to measure; default: the system's temporary one"
     )
