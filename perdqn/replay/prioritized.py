@@ -16,20 +16,185 @@ from holdfast.storage.generations import File
 from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
-from perdqn.jit import kernel
+from perdqn.jit import kernel, prefetch
 from perdqn.replay.journal import FASTEST, read_rows, write_rows
 from perdqn.replay.memory import memory, trim_heap
-from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Appended, Array, Columns, Ints, Rows
-from perdqn.replay.sum_tree import MinTree, SumTree
+from perdqn.replay.rows import (
+    FINAL,
+    TERMINATED,
+    TRUNCATED,
+    Appended,
+    Array,
+    Columns,
+    Ints,
+    Rows,
+    append_rows,
+    locate,
+    windows,
+)
+from perdqn.replay.sum_tree import MinTree, SumTree, find, set_leaf, settle
 from perdqn.transition import EnvSpec, TransitionBatch
 
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
+_COMPILED = (np.dtype(np.float32), np.dtype(np.float64))  # floats that kernels take
 _FIRST_PRIORITY = 1.0  # of rows that enter before anything was measured; see `_adopt_first_maximum`
 
 
 @kernel
+def _find_fault(
+    action: Array, reward: Array, terminated: Array, truncated: Array, num_actions: int
+) -> tuple[bool, bool, bool]:
+    """Whether an action is out of range, a reward is no finite float32, and whether an episode ended."""
+    has_wrong_action = has_wrong_reward = has_ended = False
+    for i in range(action.size):
+        has_wrong_action |= action[i] < 0 or action[i] >= num_actions
+        has_wrong_reward |= not abs(np.float64(reward[i])) <= _LARGEST_REWARD
+        has_ended |= terminated[i] | truncated[i]
+    return has_wrong_action, has_wrong_reward, has_ended
+
+
+@kernel
+def _is_finite(frames: Array) -> bool:
+    is_finite = True
+    for value in frames.flat:
+        is_finite &= abs(value) < np.inf
+    return is_finite
+
+
+@kernel
+def _add(
+    flags: Array,
+    actions: Array,
+    rewards: Array,
+    heads: Ints,
+    length: int,
+    n_step: int,
+    frame_stack: int,
+    envs: Ints,
+    action: Array,
+    reward: Array,
+    terminated: Array,
+    truncated: Array,
+    priorities: Array,
+    measured: Array,
+    leaves: Array,
+    is_stale: Array,
+    stale: Ints,
+    num_stale: Ints,
+    maximum: float,
+    num_at_maximum: int,
+    entry_priority: float,
+    entry_leaf: float,
+) -> tuple[Ints, Ints, Ints, int, int, bool]:
+    """Append rows, retire those overwritten and let those now complete enter, unless the maximum is gone.
+
+    Returns the slots written, retired and ready, how many retired rows could start a transition, how many
+    rows hold the maximum, and whether those ready have entered.
+    """
+    flag = np.empty(envs.size, np.uint8)
+    for i in range(envs.size):
+        flag[i] = TERMINATED * terminated[i] | TRUNCATED * truncated[i]
+    slots, retired, ready = append_rows(
+        flags, actions, rewards, heads, length, n_step, frame_stack, envs, action, reward, flag
+    )
+    num_lost = 0
+    for slot in retired:
+        num_lost += leaves[slot] > 0.0
+        num_at_maximum -= measured[slot] and priorities[slot] == maximum
+        priorities[slot], measured[slot] = 0.0, False
+        set_leaf(leaves, is_stale, stale, num_stale, slot, 0.0)
+    may_enter = maximum == 0.0 or num_at_maximum > 0
+    if may_enter:
+        for slot in ready:
+            priorities[slot] = entry_priority
+            set_leaf(leaves, is_stale, stale, num_stale, slot, entry_leaf)
+    return slots, retired, ready, num_lost, num_at_maximum, may_enter
+
+
+@kernel
+def _draw(
+    leaves: Array,
+    running: Array,
+    starts: Ints,
+    is_stale: Array,
+    stale: Ints,
+    num_stale: Ints,
+    uniform: Array,
+    flags: Array,
+    actions: Array,
+    rewards: Array,
+    heads: Ints,
+    length: int,
+    n_step: int,
+    gamma: float,
+    reward_clip: float,
+) -> tuple[Ints, Ints, Array, Array, Array, Array]:
+    """One row from each equal share of the sum, ``uniform`` [n] saying where in the share, and its window.
+
+    Returns where windows begin and end as slots and as ids, both [2, n], the leaves where they begin,
+    actions, rewards and discounts.
+    """
+    settle(leaves, running, starts, is_stale, stale, num_stale, False)
+    num = uniform.size
+    share = leaves[starts[-1]] / num
+    for i in range(num):
+        uniform[i] = (i + uniform[i]) * share
+    both_slots = np.empty((2, num), np.int64)
+    both_ids = np.empty((2, num), np.int64)
+    slots = both_slots[0]
+    find(leaves, running, starts, uniform, slots)
+    for i in range(num):
+        uniform[i] = leaves[slots[i]]
+        prefetch(flags, slots[i])
+        prefetch(actions, slots[i])
+        prefetch(rewards, slots[i])
+    action, reward, discount = windows(
+        flags, actions, rewards, heads, length, slots, n_step, gamma, reward_clip, both_slots, both_ids
+    )
+    return both_slots, both_ids, uniform, action, reward, discount
+
+
+@kernel
+def _check_priorities(
+    ids: Ints,
+    values: Array,
+    eps: float,
+    clip: float,
+    flags: Array,
+    heads: Ints,
+    length: int,
+    n_step: int,
+    frame_stack: int,
+) -> tuple[bool, Ints, Array]:
+    """Whether all values may be priorities; slots of rows that may start a transition, and theirs."""
+    is_valid = True
+    for value in values:
+        is_valid &= 0.0 <= value < np.inf
+    slots = np.empty(ids.size, np.int64)
+    if not is_valid:
+        return is_valid, slots, values
+    locate(flags, heads, length, ids, n_step, frame_stack, slots)
+    priorities, num = np.empty(ids.size), 0
+    for i in range(ids.size):
+        if slots[i] >= 0:
+            slots[num], priorities[num] = slots[i], min(values[i] + eps, clip)
+            num += 1
+    return is_valid, slots[:num], priorities[:num]
+
+
+@kernel
 def _measure(
-    priorities: Array, measured: Array, slots: Ints, values: Array, maximum: float, num_at_maximum: int
+    priorities: Array,
+    measured: Array,
+    leaves: Array,
+    is_stale: Array,
+    stale: Ints,
+    num_stale: Ints,
+    slots: Ints,
+    values: Array,
+    powers: Array,
+    maximum: float,
+    num_at_maximum: int,
 ) -> tuple[float, int]:
     """Store measured priorities; returns the maximum and how many rows hold it (0: it must be sought)."""
     for i in range(slots.size):
@@ -37,21 +202,12 @@ def _measure(
         if measured[slot] and priorities[slot] == maximum:
             num_at_maximum -= 1
         priorities[slot], measured[slot] = value, True
+        set_leaf(leaves, is_stale, stale, num_stale, slot, powers[i])
         if value > maximum:
             maximum, num_at_maximum = value, 1
         elif value == maximum:
             num_at_maximum += 1
     return maximum, num_at_maximum
-
-
-@kernel
-def _forget(priorities: Array, measured: Array, slots: Ints, maximum: float, num_at_maximum: int) -> int:
-    """Rows were overwritten or retired: they no longer count for the maximum."""
-    for slot in slots:
-        if measured[slot] and priorities[slot] == maximum:
-            num_at_maximum -= 1
-        priorities[slot], measured[slot] = 0.0, False
-    return num_at_maximum
 
 
 class PrioritizedReplay:
@@ -165,20 +321,43 @@ class PrioritizedReplay:
         """
         action, reward = np.asarray(action), np.asarray(reward)
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
-        ended = self._check_step(action, reward, terminated, truncated)
+        has_ended = self._check_step(action, reward, terminated, truncated)
         obs = self._check_frames("obs", obs, self._envs.size)
-        if ended.any():
+        if has_ended:
             if final_obs is None:
                 raise ValueError("final_obs is missing though an episode ended")
+            ended = terminated | truncated
             final_obs = self._check_frames("final_obs", final_obs, self._envs.size, ended)
-        flag = TERMINATED * terminated.astype(np.uint8) | TRUNCATED * truncated.astype(np.uint8)
-        self._note(self.rows.append(self._envs, obs, action, reward, flag))
-        if final_obs is not None and ended.any():
+        self._append(obs, action, reward, terminated, truncated)
+        if has_ended and final_obs is not None:
             envs = np.flatnonzero(ended)
             flags = np.full(envs.size, FINAL, np.uint8)
             nothing = np.zeros(envs.size, np.float32)
             self._note(self.rows.append(envs, final_obs, nothing, nothing, flags))
         self.transitions_added += self._envs.size
+
+    def _append(
+        self, obs: Columns, action: Array, reward: Array, terminated: Array, truncated: Array
+    ) -> None:
+        """A row for every environment; at one go, unless the maximum must be sought anew."""
+        rows, nodes = self.rows, self._tree.nodes
+        slots, retired, ready, num_lost, self._num_at_maximum, has_entered = _add(
+            *rows.scalars,
+            *(rows.heads, rows.length, rows.n_step, rows.spec.frame_stack),
+            *(self._envs, action, reward, terminated, truncated),
+            *(self._priorities, self._measured),
+            *(nodes.values, nodes.is_stale, nodes.stale, nodes.num_stale),
+            *(self._maximum, self._num_at_maximum, *self._entry_priority()),
+        )
+        rows.store(slots, obs)
+        self._num_eligible -= num_lost
+        if self._smallest is not None:
+            self._smallest.set(retired, np.full(retired.size, np.inf))
+            self._smallest.set(ready, self._tree.leaves[ready])
+        if has_entered:
+            self._num_eligible += ready.size
+        else:
+            self._enter(ready)
 
     def cut(self, env: int, obs: Columns) -> None:
         """End the newest episode of ``env`` as truncated, ``obs`` [*shape] being its final observation."""
@@ -189,10 +368,13 @@ class PrioritizedReplay:
         retired, ready = appended
         if retired.size:
             self._num_eligible -= int(np.count_nonzero(self._tree.leaves[retired]))
-            self._num_at_maximum = _forget(
-                self._priorities, self._measured, retired, self._maximum, self._num_at_maximum
-            )
+            was_maximum = self._measured[retired] & (self._priorities[retired] == self._maximum)
+            self._num_at_maximum -= int(np.count_nonzero(was_maximum))
+            self._priorities[retired], self._measured[retired] = 0.0, False
             self._set_leaves(retired, np.zeros(retired.size))
+        self._enter(ready)
+
+    def _enter(self, ready: Ints) -> None:
         if ready.size:
             priority, leaf = self._entry_priority()
             self._priorities[ready] = priority
@@ -238,30 +420,29 @@ class PrioritizedReplay:
         if self._num_eligible == 0:
             raise ValueError("the replay holds no complete transition yet; add steps before sampling")
         self._refresh()
-        slots = self._draw(batch_size)
-        weights = self._weights(slots, beta)
-        ids = self.rows.ids(slots)
+        rows = self.rows
+        both_slots, both_ids, leaves, action, reward, discount = _draw(
+            *self._tree.nodes,
+            self._rng.random(batch_size),
+            *rows.scalars,
+            *(rows.heads, rows.length, rows.n_step, rows.gamma, rows.reward_clip),
+        )
+        weights, ids = self._weights(leaves, beta), both_ids[0]
         self.samples_drawn += batch_size
         self._newest_batch = (ids, weights)
-        window = self.rows.windows(ids)
-        obs, next_obs = self.rows.observations(ids), self.rows.observations(window.next_id)
+        both = rows.observations_at(both_slots.reshape(-1), both_ids.reshape(-1))
         return TransitionBatch(
-            obs={name: torch.from_numpy(column) for name, column in obs.items()},
-            action=torch.from_numpy(window.action),
-            reward=torch.from_numpy(window.reward),
-            discount=torch.from_numpy(window.discount),
-            next_obs={name: torch.from_numpy(column) for name, column in next_obs.items()},
+            obs={name: torch.from_numpy(column[:batch_size]) for name, column in both.items()},
+            action=torch.from_numpy(action),
+            reward=torch.from_numpy(reward),
+            discount=torch.from_numpy(discount),
+            next_obs={name: torch.from_numpy(column[batch_size:]) for name, column in both.items()},
             is_weight=torch.from_numpy(weights),
             id=torch.from_numpy(ids),
         )
 
-    def _draw(self, batch_size: int) -> Ints:
-        strata = np.arange(batch_size) + self._rng.random(batch_size)
-        return self._tree.find(strata * (self._tree.total / batch_size))
-
-    def _weights(self, slots: Ints, beta: float) -> Array:
-        leaves = self._tree.leaves[slots]
-        self._hits += slots.size
+    def _weights(self, leaves: Array, beta: float) -> Array:
+        self._hits += leaves.size
         smallest = leaves.min() if self._smallest is None else self._smallest.minimum
         # (N P)^-beta / max (N P)^-beta: N and the total cancel.
         return ((leaves / smallest) ** -beta).astype(np.float32)
@@ -287,24 +468,27 @@ class PrioritizedReplay:
                 f"ids must be int64 [n] and priorities [n], got {ids.dtype} {list(ids.shape)} "
                 f"and {list(values.shape)}"
             )
-        if not (np.isfinite(values).all() and (values >= 0.0).all()):
-            raise ValueError("priorities must be finite and non-negative")
-        if not self.prioritized:
-            return
-        alive = self.rows.may_start(ids)
-        if not alive.all():
-            ids, values = ids[alive], values[alive]
-        self._refresh()
-        slots = self.rows.slots(ids)
-        values = np.minimum(values + self.priority_eps, self.priority_clip)
-        is_first = not self._measured.any() if self._num_at_maximum <= 0 else False
-        maximum, num_at_maximum = _measure(
-            self._priorities, self._measured, slots, values, self._maximum, self._num_at_maximum
+        rows = self.rows
+        is_valid, slots, values = _check_priorities(
+            *(ids, values, self.priority_eps, self.priority_clip),
+            *(rows.flags, rows.heads, rows.length, rows.n_step, rows.spec.frame_stack),
         )
-        self._maximum, self._num_at_maximum = float(maximum), int(num_at_maximum)
-        self._set_leaves(slots, values**self._alpha)
+        if not is_valid:
+            raise ValueError("priorities must be finite and non-negative")
+        if not (self.prioritized and slots.size):
+            return
+        self._refresh()
+        is_first = self._num_at_maximum <= 0 and not self._measured.any()
+        nodes, powers = self._tree.nodes, values**self._alpha
+        self._maximum, self._num_at_maximum = _measure(
+            *(self._priorities, self._measured),
+            *(nodes.values, nodes.is_stale, nodes.stale, nodes.num_stale),
+            *(slots, values, powers, self._maximum, self._num_at_maximum),
+        )
+        if self._smallest is not None:
+            self._smallest.set(slots, powers)
         self.priorities_updated += slots.size
-        if is_first and slots.size:
+        if is_first:
             self._adopt_first_maximum()
 
     def _adopt_first_maximum(self) -> None:
@@ -345,25 +529,32 @@ class PrioritizedReplay:
 
     # -- checks ----------------------------------------------------------------------------------
 
-    def _check_step(self, action: Array, reward: Array, terminated: Array, truncated: Array) -> Array:
+    def _check_step(self, action: Array, reward: Array, terminated: Array, truncated: Array) -> bool:
         expected = (self._envs.size,)
-        named = {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
-        for name, value in named.items():
-            if np.shape(value) != expected:
-                raise ValueError(f"{name} must have shape {expected}, got {np.shape(value)}")
+        if not action.shape == reward.shape == terminated.shape == truncated.shape == expected:
+            named = {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
+            name, value = next((n, v) for n, v in named.items() if v.shape != expected)
+            raise ValueError(f"{name} must have shape {expected}, got {value.shape}")
         if terminated.dtype != np.bool_ or truncated.dtype != np.bool_:
             raise ValueError(
                 f"terminated and truncated must be bool, got {terminated.dtype}, {truncated.dtype}"
             )
-        if not np.issubdtype(action.dtype, np.integer):
+        if action.dtype.kind not in "iu":
             raise ValueError(f"action must be integers, got {action.dtype}")
-        if action.min() < 0 or action.max() >= self.spec.num_actions:
+        if reward.dtype.kind not in "fiub":
+            raise ValueError(f"reward must be finite float32 numbers, got {reward.dtype}")
+        if reward.dtype.kind == "f" and reward.dtype not in _COMPILED:
+            raise ValueError(f"reward must be float32 or float64, got {reward.dtype}")
+        has_wrong_action, has_wrong_reward, has_ended = _find_fault(
+            action, reward, terminated, truncated, self.spec.num_actions
+        )
+        if has_wrong_action:
             raise ValueError(f"action must lie in [0, {self.spec.num_actions}), got {action}")
-        if reward.dtype.kind not in "fiub" or not (np.abs(reward) <= _LARGEST_REWARD).all():
+        if has_wrong_reward:
             raise ValueError(f"reward must be finite float32 numbers, got {reward}")
-        return terminated | truncated
+        return has_ended
 
-    def _check_frames(self, what: str, frames: Columns, num: int, chosen: Any = slice(None)) -> Columns:
+    def _check_frames(self, what: str, frames: Columns, num: int, chosen: Array | None = None) -> Columns:
         """Those of ``num`` frames that are ``chosen``."""
         checked = {}
         for column in self.spec.columns:
@@ -375,8 +566,12 @@ class PrioritizedReplay:
                     f"{what} {column.name!r} must be {column.dtype} {[num, *column.shape]}, "
                     f"got {frame.dtype} {list(frame.shape)}"
                 )
-            checked[column.name] = frame = frame[chosen]
-            if frame.dtype.kind == "f" and not np.isfinite(frame).all():
+            checked[column.name] = frame = frame if chosen is None else frame[chosen]
+            if frame.dtype in _COMPILED:
+                is_finite = _is_finite(frame)
+            else:
+                is_finite = frame.dtype.kind != "f" or bool(np.isfinite(frame).all())
+            if not is_finite:
                 raise ValueError(f"{what} {column.name!r} holds NaN or infinity")
         return checked
 
