@@ -32,7 +32,7 @@ from perdqn.replay.rows import (
     locate,
     windows,
 )
-from perdqn.replay.sum_tree import MinTree, SumTree, find, set_leaf, settle
+from perdqn.replay.sum_tree import MinTree, SumTree, find, set_leaves, settle
 from perdqn.transition import EnvSpec, TransitionBatch
 
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
@@ -102,12 +102,12 @@ def _add(
         num_lost += leaves[slot] > 0.0
         num_at_maximum -= measured[slot] and priorities[slot] == maximum
         priorities[slot], measured[slot] = 0.0, False
-        set_leaf(leaves, is_stale, stale, num_stale, slot, 0.0)
+    set_leaves(leaves, is_stale, stale, num_stale, retired, np.zeros(retired.size))
     may_enter = maximum == 0.0 or num_at_maximum > 0
     if may_enter:
         for slot in ready:
             priorities[slot] = entry_priority
-            set_leaf(leaves, is_stale, stale, num_stale, slot, entry_leaf)
+        set_leaves(leaves, is_stale, stale, num_stale, ready, np.full(ready.size, entry_leaf))
     return slots, retired, ready, num_lost, num_at_maximum, may_enter
 
 
@@ -202,11 +202,11 @@ def _measure(
         if measured[slot] and priorities[slot] == maximum:
             num_at_maximum -= 1
         priorities[slot], measured[slot] = value, True
-        set_leaf(leaves, is_stale, stale, num_stale, slot, powers[i])
         if value > maximum:
             maximum, num_at_maximum = value, 1
         elif value == maximum:
             num_at_maximum += 1
+    set_leaves(leaves, is_stale, stale, num_stale, slots, powers)
     return maximum, num_at_maximum
 
 

@@ -46,50 +46,53 @@ class Windows(NamedTuple):
 
 
 @kernel
-def _window_length(flags: Array, ring: int, length: int, offset: int, num_newer: int, n_step: int) -> int:
-    """Steps of the window that starts at ``offset`` in its ring; 0 while it is incomplete."""
+def _is_complete(flags: Array, ring: int, length: int, offset: int, num_newer: int, n_step: int) -> bool:
+    """Whether the ``num_newer`` rows after ``offset`` hold the whole window that starts there."""
     if flags[ring + offset] & FINAL:
-        return 0
-    for steps in range(1, n_step + 1):
-        if steps > num_newer:
-            return 0
-        if flags[ring + offset] & ENDED:
-            return steps
-        offset = 0 if offset + 1 == length else offset + 1
-    return n_step
+        return False
+    if num_newer >= n_step:
+        return True
+    for step in range(num_newer):
+        if flags[ring + (offset + step) % length] & ENDED:
+            return True
+    return False
 
 
 @kernel
-def _has_history(flags: Array, ring: int, length: int, offset: int, num_older: int, frame_stack: int) -> bool:
-    """Whether every frame of the stack at ``offset`` is still alive."""
-    for back in range(frame_stack - 1):
-        if flags[ring + offset] & FIRST:
+def _begins_within(flags: Array, ring: int, length: int, offset: int, num_older: int) -> bool:
+    """Whether the episode began at ``offset`` or in one of the ``num_older`` rows before."""
+    for back in range(num_older + 1):
+        if flags[ring + (offset - back) % length] & FIRST:
             return True
-        if back + 1 > num_older:
-            return False
-        offset = (length if offset == 0 else offset) - 1
-    return True
+    return False
 
 
 @kernel
 def locate(
     flags: Array, heads: Ints, length: int, ids: Ints, n_step: int, frame_stack: int, slots: Ints
 ) -> None:
-    """Write the slots of those ``ids`` that may start a transition, and -1 of the others."""
+    """Write the slots of those ``ids`` that may start a transition, and -1 of the others.
+
+    They are alive, their window is complete and every frame of their stack is alive.
+    """
     num_envs = heads.size
     ends = heads % length  # where the next row goes; from there no id takes a division
     for i in range(ids.size):
         slots[i] = -1
         counter, env = (ids[i], 0) if num_envs == 1 else divmod(ids[i], num_envs)
-        num_newer = heads[env] - counter - 1
-        if counter < 0 or num_newer < 0 or num_newer >= length:
+        num_newer = heads[env] - 1 - counter
+        num_older = length - 1 - num_newer
+        if counter < 0 or num_newer < 0 or num_older < 0:
             continue
         ring, offset = env * length, ends[env] - 1 - num_newer
         offset += length if offset < 0 else 0
-        if _window_length(flags, ring, length, offset, num_newer, n_step) > 0 and _has_history(
-            flags, ring, length, offset, length - 1 - num_newer, frame_stack
-        ):
-            slots[i] = ring + offset
+        if flags[ring + offset] & FINAL:
+            continue
+        if num_newer < n_step and not _is_complete(flags, ring, length, offset, num_newer, n_step):
+            continue
+        if num_older < frame_stack - 1 and not _begins_within(flags, ring, length, offset, num_older):
+            continue
+        slots[i] = ring + offset
 
 
 @kernel
@@ -134,8 +137,8 @@ def append_rows(
         for num_newer in range(min(n_step, head), 0, -1):
             offset = slot - ring - num_newer
             offset += length if offset < 0 else 0
-            was_complete = _window_length(flags, ring, length, offset, num_newer - 1, n_step) > 0
-            if not was_complete and _window_length(flags, ring, length, offset, num_newer, n_step) > 0:
+            was_complete = _is_complete(flags, ring, length, offset, num_newer - 1, n_step)
+            if not was_complete and _is_complete(flags, ring, length, offset, num_newer, n_step):
                 ready[num_ready] = ring + offset
                 num_ready += 1
     return slots, retired[:num_retired], ready[:num_ready]

@@ -43,24 +43,23 @@ class Nodes(NamedTuple):
     num_stale: Ints
 
 
-@kernel
-def set_leaf(
-    values: Floats, is_stale: NDArray[np.bool_], stale: Ints, num_stale: Ints, slot: int, value: float
-) -> None:
-    values[slot] = value
-    block = slot // WIDTH
-    if not is_stale[block]:
-        is_stale[block] = True
-        stale[num_stale[0]] = block
-        num_stale[0] += 1
+# No kernel calls another for each item: handing arrays over costs more than the work done with them.
 
 
 @kernel
-def _set(
+def set_leaves(
     values: Floats, is_stale: NDArray[np.bool_], stale: Ints, num_stale: Ints, slots: Ints, leaves: Floats
 ) -> None:
+    num = num_stale[0]
     for i in range(slots.size):
-        set_leaf(values, is_stale, stale, num_stale, slots[i], leaves[i])
+        slot = np.uint64(slots[i])  # never counted from the end
+        block = slot // np.uint64(WIDTH)
+        values[slot] = leaves[i]
+        if not is_stale[block]:
+            is_stale[block] = True
+            stale[num] = block
+            num += 1
+    num_stale[0] = num
 
 
 @kernel
@@ -123,18 +122,14 @@ def find(values: Floats, running: Floats, starts: Ints, prefix_sums: Floats, fou
                 prefetch(values, child * WIDTH)
                 prefetch(values, child * WIDTH + WIDTH // 2)
     for i in range(found.size):
-        found[i] = found[i] * WIDTH + _find_leaf(values, found[i] * WIDTH, prefix_sums[i])
-
-
-@kernel
-def _find_leaf(values: Floats, block: int, rest: float) -> int:
-    """The last leaf that begins no later than ``rest``; an empty one never, however a sum was rounded."""
-    before, chosen = 0.0, 0
-    for k in range(WIDTH):
-        leaf = values[np.uint64(block) + np.uint64(k)]
-        chosen = k if (before <= rest) & (leaf > 0.0) else chosen
-        before += leaf
-    return chosen
+        block, rest = np.uint64(found[i] * WIDTH), prefix_sums[i]
+        before, chosen = 0.0, block  # the last leaf that begins no later; never an empty one
+        for k in range(WIDTH):
+            slot = block + np.uint64(k)
+            leaf = values[slot]
+            chosen = slot if (before <= rest) & (leaf > 0.0) else chosen
+            before += leaf
+        found[i] = chosen
 
 
 def _aligned(size: int, value: float) -> Floats:
@@ -190,7 +185,7 @@ class _Tree:
     def set(self, slots: Ints, leaves: Floats) -> None:
         """Write leaves [n]; of a slot named twice, the later value holds."""
         values, _, _, is_stale, stale, num_stale = self.nodes
-        _set(values, is_stale, stale, num_stale, slots, leaves)
+        set_leaves(values, is_stale, stale, num_stale, slots, leaves)
 
     def set_all(self, leaves: Floats) -> None:
         """Write every leaf [capacity]."""
