@@ -17,7 +17,7 @@ import torch
 from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
-from perdqn.jit import kernel
+from perdqn.jit import kernel, prefetch
 from perdqn.replay.journal import Counters, Journal, Segment
 from perdqn.transition import EnvSpec
 
@@ -213,6 +213,13 @@ def _gather_stacks(
     return out
 
 
+@kernel
+def _ask_for(frames: Array, width: int, slots: Ints) -> None:
+    """Begin to load small frames of ``width`` numbers, so that gathering them does not wait for each."""
+    for slot in slots:
+        prefetch(frames, slot * width)
+
+
 class Rows:
     """``num_envs`` rings that share ``capacity`` rows.
 
@@ -346,6 +353,8 @@ class Rows:
         """`observations` of rows that are known to lie at ``slots``."""
         if self.spec.frame_stack > 1:
             return self.observations(ids)
+        for stored in self.frames.values():
+            _ask_for(stored.reshape(-1), stored[0].size, slots)
         return {name: stored.take(slots, axis=0) for name, stored in self.frames.items()}
 
     def _stacks(self, stored: Array, ids: Ints) -> Array:

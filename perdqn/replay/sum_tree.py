@@ -115,8 +115,8 @@ def find(values: Floats, running: Floats, starts: Ints, prefix_sums: Floats, fou
             for step in (np.uint64(8), np.uint64(4), np.uint64(2), np.uint64(1)):
                 end = running[block + passed + step - np.uint64(1)]
                 passed = passed + step if (end <= rest) & (end < total) else passed
-            rest -= running[block + passed - np.uint64(1)] if passed > 0 else 0.0
-            child = np.int64(found[i] * WIDTH + passed)
+            rest -= running[block + passed - np.uint64(1)] if passed != np.uint64(0) else 0.0
+            child = found[i] * WIDTH + np.int64(passed)
             prefix_sums[i], found[i] = rest, child
             if level == 1:
                 prefetch(values, child * WIDTH)
