@@ -321,6 +321,8 @@ class PrioritizedReplay:
         """
         action, reward = np.asarray(action), np.asarray(reward)
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
+        if reward.dtype.kind == "f" and reward.dtype not in _COMPILED:
+            reward = reward.astype(np.float64)
         has_ended = self._check_step(action, reward, terminated, truncated)
         obs = self._check_frames("obs", obs, self._envs.size)
         if has_ended:
@@ -543,8 +545,6 @@ class PrioritizedReplay:
             raise ValueError(f"action must be integers, got {action.dtype}")
         if reward.dtype.kind not in "fiub":
             raise ValueError(f"reward must be finite float32 numbers, got {reward.dtype}")
-        if reward.dtype.kind == "f" and reward.dtype not in _COMPILED:
-            raise ValueError(f"reward must be float32 or float64, got {reward.dtype}")
         has_wrong_action, has_wrong_reward, has_ended = _find_fault(
             action, reward, terminated, truncated, self.spec.num_actions
         )

@@ -52,19 +52,19 @@ def _is_complete(flags: Array, ring: int, length: int, offset: int, num_newer: i
         return False
     if num_newer >= n_step:
         return True
+    has_ended = False
     for step in range(num_newer):
-        if flags[ring + (offset + step) % length] & ENDED:
-            return True
-    return False
+        has_ended |= (flags[ring + (offset + step) % length] & ENDED) != 0
+    return has_ended
 
 
 @kernel
 def _begins_within(flags: Array, ring: int, length: int, offset: int, num_older: int) -> bool:
     """Whether the episode began at ``offset`` or in one of the ``num_older`` rows before."""
+    has_begun = False
     for back in range(num_older + 1):
-        if flags[ring + (offset - back) % length] & FIRST:
-            return True
-    return False
+        has_begun |= (flags[ring + (offset - back) % length] & FIRST) != 0
+    return has_begun
 
 
 @kernel
