@@ -55,8 +55,9 @@ def test_a_prefix_sum_is_found_where_the_running_sum_first_exceeds_it(capacity):
         np.testing.assert_array_equal(found, np.searchsorted(np.cumsum(tree.leaves), prefixes, side="right"))
 
 
-def test_rounding_at_the_upper_end_still_finds_a_positive_leaf():
-    tree = SumTree(5)
+@pytest.mark.parametrize("capacity", [5, 500, 70_000])
+def test_rounding_at_the_upper_end_still_finds_a_positive_leaf(capacity):
+    tree = SumTree(capacity)
     tree.set(np.arange(3), np.array([0.1, 0.2, 0.3]))
     beyond = np.array([np.nextafter(tree.total, 0), tree.total, tree.total * 1.1])
     assert tree.find(beyond).tolist() == [2, 2, 2]
