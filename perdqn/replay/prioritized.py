@@ -16,42 +16,22 @@ from holdfast.storage.generations import File
 from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
-from perdqn.jit import kernel
+from perdqn.replay import passes
 from perdqn.replay.journal import FASTEST, read_rows, write_rows
 from perdqn.replay.memory import memory, trim_heap
-from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Appended, Array, Columns, Ints, Rows
+from perdqn.replay.rows import (
+    FINAL,
+    Appended,
+    Array,
+    Columns,
+    Ints,
+    Rows,
+)
 from perdqn.replay.sum_tree import MinTree, SumTree
 from perdqn.transition import EnvSpec, TransitionBatch
 
-_LARGEST_REWARD = float(np.finfo(np.float32).max)
+_COMPILED = (np.dtype(np.float32), np.dtype(np.float64))  # floats that kernels take
 _FIRST_PRIORITY = 1.0  # of rows that enter before anything was measured; see `_adopt_first_maximum`
-
-
-@kernel
-def _measure(
-    priorities: Array, measured: Array, slots: Ints, values: Array, maximum: float, num_at_maximum: int
-) -> tuple[float, int]:
-    """Store measured priorities; returns the maximum and how many rows hold it (0: it must be sought)."""
-    for i in range(slots.size):
-        slot, value = slots[i], values[i]
-        if measured[slot] and priorities[slot] == maximum:
-            num_at_maximum -= 1
-        priorities[slot], measured[slot] = value, True
-        if value > maximum:
-            maximum, num_at_maximum = value, 1
-        elif value == maximum:
-            num_at_maximum += 1
-    return maximum, num_at_maximum
-
-
-@kernel
-def _forget(priorities: Array, measured: Array, slots: Ints, maximum: float, num_at_maximum: int) -> int:
-    """Rows were overwritten or retired: they no longer count for the maximum."""
-    for slot in slots:
-        if measured[slot] and priorities[slot] == maximum:
-            num_at_maximum -= 1
-        priorities[slot], measured[slot] = 0.0, False
-    return num_at_maximum
 
 
 class PrioritizedReplay:
@@ -165,20 +145,45 @@ class PrioritizedReplay:
         """
         action, reward = np.asarray(action), np.asarray(reward)
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
-        ended = self._check_step(action, reward, terminated, truncated)
+        if reward.dtype.kind == "f" and reward.dtype not in _COMPILED:
+            reward = reward.astype(np.float64)
+        has_ended = self._check_step(action, reward, terminated, truncated)
         obs = self._check_frames("obs", obs, self._envs.size)
-        if ended.any():
+        if has_ended:
             if final_obs is None:
                 raise ValueError("final_obs is missing though an episode ended")
+            ended = terminated | truncated
             final_obs = self._check_frames("final_obs", final_obs, self._envs.size, ended)
-        flag = TERMINATED * terminated.astype(np.uint8) | TRUNCATED * truncated.astype(np.uint8)
-        self._note(self.rows.append(self._envs, obs, action, reward, flag))
-        if final_obs is not None and ended.any():
+        self._append(obs, action, reward, terminated, truncated)
+        if has_ended and final_obs is not None:
             envs = np.flatnonzero(ended)
             flags = np.full(envs.size, FINAL, np.uint8)
             nothing = np.zeros(envs.size, np.float32)
             self._note(self.rows.append(envs, final_obs, nothing, nothing, flags))
         self.transitions_added += self._envs.size
+
+    def _append(
+        self, obs: Columns, action: Array, reward: Array, terminated: Array, truncated: Array
+    ) -> None:
+        """A row for every environment; at one go, unless the maximum must be sought anew."""
+        rows, nodes = self.rows, self._tree.nodes
+        slots, retired, ready, num_lost, self._num_at_maximum, has_entered = passes.add(
+            *rows.scalars,
+            *(rows.heads, rows.length, rows.n_step, rows.spec.frame_stack),
+            *(self._envs, action, reward, terminated, truncated),
+            *(self._priorities, self._measured),
+            *(nodes.values, nodes.is_stale, nodes.stale, nodes.num_stale),
+            *(self._maximum, self._num_at_maximum, *self._entry_priority()),
+        )
+        rows.store(slots, obs)
+        self._num_eligible -= num_lost
+        if self._smallest is not None:
+            self._smallest.set(retired, np.full(retired.size, np.inf))
+            self._smallest.set(ready, self._tree.leaves[ready])
+        if has_entered:
+            self._num_eligible += ready.size
+        else:
+            self._enter(ready)
 
     def cut(self, env: int, obs: Columns) -> None:
         """End the newest episode of ``env`` as truncated, ``obs`` [*shape] being its final observation."""
@@ -189,10 +194,13 @@ class PrioritizedReplay:
         retired, ready = appended
         if retired.size:
             self._num_eligible -= int(np.count_nonzero(self._tree.leaves[retired]))
-            self._num_at_maximum = _forget(
-                self._priorities, self._measured, retired, self._maximum, self._num_at_maximum
-            )
+            was_maximum = self._measured[retired] & (self._priorities[retired] == self._maximum)
+            self._num_at_maximum -= int(np.count_nonzero(was_maximum))
+            self._priorities[retired], self._measured[retired] = 0.0, False
             self._set_leaves(retired, np.zeros(retired.size))
+        self._enter(ready)
+
+    def _enter(self, ready: Ints) -> None:
         if ready.size:
             priority, leaf = self._entry_priority()
             self._priorities[ready] = priority
@@ -238,30 +246,29 @@ class PrioritizedReplay:
         if self._num_eligible == 0:
             raise ValueError("the replay holds no complete transition yet; add steps before sampling")
         self._refresh()
-        slots = self._draw(batch_size)
-        weights = self._weights(slots, beta)
-        ids = self.rows.ids(slots)
+        rows = self.rows
+        both_slots, both_ids, leaves, action, reward, discount = passes.draw(
+            *self._tree.nodes,
+            self._rng.random(batch_size),
+            *rows.scalars,
+            *(rows.heads, rows.length, rows.n_step, rows.gamma, rows.reward_clip),
+        )
+        weights, ids = self._weights(leaves, beta), both_ids[0]
         self.samples_drawn += batch_size
         self._newest_batch = (ids, weights)
-        window = self.rows.windows(ids)
-        obs, next_obs = self.rows.observations(ids), self.rows.observations(window.next_id)
+        both = rows.observations_at(both_slots.reshape(-1), both_ids.reshape(-1))
         return TransitionBatch(
-            obs={name: torch.from_numpy(column) for name, column in obs.items()},
-            action=torch.from_numpy(window.action),
-            reward=torch.from_numpy(window.reward),
-            discount=torch.from_numpy(window.discount),
-            next_obs={name: torch.from_numpy(column) for name, column in next_obs.items()},
+            obs={name: torch.from_numpy(column[:batch_size]) for name, column in both.items()},
+            action=torch.from_numpy(action),
+            reward=torch.from_numpy(reward),
+            discount=torch.from_numpy(discount),
+            next_obs={name: torch.from_numpy(column[batch_size:]) for name, column in both.items()},
             is_weight=torch.from_numpy(weights),
             id=torch.from_numpy(ids),
         )
 
-    def _draw(self, batch_size: int) -> Ints:
-        strata = np.arange(batch_size) + self._rng.random(batch_size)
-        return self._tree.find(strata * (self._tree.total / batch_size))
-
-    def _weights(self, slots: Ints, beta: float) -> Array:
-        leaves = self._tree.leaves[slots]
-        self._hits += slots.size
+    def _weights(self, leaves: Array, beta: float) -> Array:
+        self._hits += leaves.size
         smallest = leaves.min() if self._smallest is None else self._smallest.minimum
         # (N P)^-beta / max (N P)^-beta: N and the total cancel.
         return ((leaves / smallest) ** -beta).astype(np.float32)
@@ -287,24 +294,27 @@ class PrioritizedReplay:
                 f"ids must be int64 [n] and priorities [n], got {ids.dtype} {list(ids.shape)} "
                 f"and {list(values.shape)}"
             )
-        if not (np.isfinite(values).all() and (values >= 0.0).all()):
-            raise ValueError("priorities must be finite and non-negative")
-        if not self.prioritized:
-            return
-        alive = self.rows.may_start(ids)
-        if not alive.all():
-            ids, values = ids[alive], values[alive]
-        self._refresh()
-        slots = self.rows.slots(ids)
-        values = np.minimum(values + self.priority_eps, self.priority_clip)
-        is_first = not self._measured.any() if self._num_at_maximum <= 0 else False
-        maximum, num_at_maximum = _measure(
-            self._priorities, self._measured, slots, values, self._maximum, self._num_at_maximum
+        rows = self.rows
+        is_valid, slots, values = passes.check_priorities(
+            *(ids, values, self.priority_eps, self.priority_clip),
+            *(rows.flags, rows.heads, rows.length, rows.n_step, rows.spec.frame_stack),
         )
-        self._maximum, self._num_at_maximum = float(maximum), int(num_at_maximum)
-        self._set_leaves(slots, values**self._alpha)
+        if not is_valid:
+            raise ValueError("priorities must be finite and non-negative")
+        if not (self.prioritized and slots.size):
+            return
+        self._refresh()
+        is_first = self._num_at_maximum <= 0 and not self._measured.any()
+        nodes, powers = self._tree.nodes, values**self._alpha
+        self._maximum, self._num_at_maximum = passes.measure(
+            *(self._priorities, self._measured),
+            *(nodes.values, nodes.is_stale, nodes.stale, nodes.num_stale),
+            *(slots, values, powers, self._maximum, self._num_at_maximum),
+        )
+        if self._smallest is not None:
+            self._smallest.set(slots, powers)
         self.priorities_updated += slots.size
-        if is_first and slots.size:
+        if is_first:
             self._adopt_first_maximum()
 
     def _adopt_first_maximum(self) -> None:
@@ -345,25 +355,30 @@ class PrioritizedReplay:
 
     # -- checks ----------------------------------------------------------------------------------
 
-    def _check_step(self, action: Array, reward: Array, terminated: Array, truncated: Array) -> Array:
+    def _check_step(self, action: Array, reward: Array, terminated: Array, truncated: Array) -> bool:
         expected = (self._envs.size,)
-        named = {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
-        for name, value in named.items():
-            if np.shape(value) != expected:
-                raise ValueError(f"{name} must have shape {expected}, got {np.shape(value)}")
+        if not action.shape == reward.shape == terminated.shape == truncated.shape == expected:
+            named = {"action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
+            name, value = next((n, v) for n, v in named.items() if v.shape != expected)
+            raise ValueError(f"{name} must have shape {expected}, got {value.shape}")
         if terminated.dtype != np.bool_ or truncated.dtype != np.bool_:
             raise ValueError(
                 f"terminated and truncated must be bool, got {terminated.dtype}, {truncated.dtype}"
             )
-        if not np.issubdtype(action.dtype, np.integer):
+        if action.dtype.kind not in "iu":
             raise ValueError(f"action must be integers, got {action.dtype}")
-        if action.min() < 0 or action.max() >= self.spec.num_actions:
+        if reward.dtype.kind not in "fiub":
+            raise ValueError(f"reward must be finite float32 numbers, got {reward.dtype}")
+        has_wrong_action, has_wrong_reward, has_ended = passes.find_fault(
+            action, reward, terminated, truncated, self.spec.num_actions
+        )
+        if has_wrong_action:
             raise ValueError(f"action must lie in [0, {self.spec.num_actions}), got {action}")
-        if reward.dtype.kind not in "fiub" or not (np.abs(reward) <= _LARGEST_REWARD).all():
+        if has_wrong_reward:
             raise ValueError(f"reward must be finite float32 numbers, got {reward}")
-        return terminated | truncated
+        return has_ended
 
-    def _check_frames(self, what: str, frames: Columns, num: int, chosen: Any = slice(None)) -> Columns:
+    def _check_frames(self, what: str, frames: Columns, num: int, chosen: Array | None = None) -> Columns:
         """Those of ``num`` frames that are ``chosen``."""
         checked = {}
         for column in self.spec.columns:
@@ -375,8 +390,12 @@ class PrioritizedReplay:
                     f"{what} {column.name!r} must be {column.dtype} {[num, *column.shape]}, "
                     f"got {frame.dtype} {list(frame.shape)}"
                 )
-            checked[column.name] = frame = frame[chosen]
-            if frame.dtype.kind == "f" and not np.isfinite(frame).all():
+            checked[column.name] = frame = frame if chosen is None else frame[chosen]
+            if frame.dtype in _COMPILED:
+                is_finite = passes.is_finite(frame)
+            else:
+                is_finite = frame.dtype.kind != "f" or bool(np.isfinite(frame).all())
+            if not is_finite:
                 raise ValueError(f"{what} {column.name!r} holds NaN or infinity")
         return checked
 

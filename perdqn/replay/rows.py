@@ -17,7 +17,7 @@ import torch
 from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
-from perdqn.jit import kernel
+from perdqn.jit import kernel, prefetch
 from perdqn.replay.journal import Counters, Journal, Segment
 from perdqn.transition import EnvSpec
 
@@ -46,47 +46,57 @@ class Windows(NamedTuple):
 
 
 @kernel
-def _window_length(flags: Array, ring: int, length: int, head: int, counter: int, n_step: int) -> int:
-    """Steps of the window that starts at ``counter``; 0 while it is incomplete."""
-    if flags[ring + counter % length] & FINAL:
-        return 0
-    for steps in range(1, n_step + 1):
-        if counter + steps >= head:
-            return 0
-        if flags[ring + (counter + steps - 1) % length] & ENDED:
-            return steps
-    return n_step
+def _is_complete(flags: Array, ring: int, length: int, offset: int, num_newer: int, n_step: int) -> bool:
+    """Whether the ``num_newer`` rows after ``offset`` hold the whole window that starts there."""
+    if flags[ring + offset] & FINAL:
+        return False
+    if num_newer >= n_step:
+        return True
+    has_ended = False
+    for step in range(num_newer):
+        has_ended |= (flags[ring + (offset + step) % length] & ENDED) != 0
+    return has_ended
 
 
 @kernel
-def _has_history(flags: Array, ring: int, length: int, head: int, counter: int, frame_stack: int) -> bool:
-    """Whether every frame of the stack at ``counter`` is still alive."""
-    for back in range(frame_stack - 1):
-        if flags[ring + (counter - back) % length] & FIRST:
-            return True
-        if counter - back - 1 < head - length:
-            return False
-    return True
+def _begins_within(flags: Array, ring: int, length: int, offset: int, num_older: int) -> bool:
+    """Whether the episode began at ``offset`` or in one of the ``num_older`` rows before."""
+    has_begun = False
+    for back in range(num_older + 1):
+        has_begun |= (flags[ring + (offset - back) % length] & FIRST) != 0
+    return has_begun
 
 
 @kernel
-def _may_start(
-    flags: Array, heads: Ints, length: int, ids: Ints, n_step: int, frame_stack: int
-) -> NDArray[np.bool_]:
-    allowed = np.zeros(ids.size, np.bool_)
+def locate(
+    flags: Array, heads: Ints, length: int, ids: Ints, n_step: int, frame_stack: int, slots: Ints
+) -> None:
+    """Write the slots of those ``ids`` that may start a transition, and -1 of the others.
+
+    They are alive, their window is complete and every frame of their stack is alive.
+    """
+    num_envs = heads.size
+    ends = heads % length  # where the next row goes; from there no id takes a division
     for i in range(ids.size):
-        counter, env = divmod(ids[i], heads.size)
-        head, ring = heads[env], env * length
-        if counter < 0 or counter >= head or counter < head - length:
+        slots[i] = -1
+        counter, env = (ids[i], 0) if num_envs == 1 else divmod(ids[i], num_envs)
+        num_newer = heads[env] - 1 - counter
+        num_older = length - 1 - num_newer
+        if counter < 0 or num_newer < 0 or num_older < 0:
             continue
-        allowed[i] = _window_length(flags, ring, length, head, counter, n_step) > 0 and _has_history(
-            flags, ring, length, head, counter, frame_stack
-        )
-    return allowed
+        ring, offset = env * length, ends[env] - 1 - num_newer
+        offset += length if offset < 0 else 0
+        if flags[ring + offset] & FINAL:
+            continue
+        if num_newer < n_step and not _is_complete(flags, ring, length, offset, num_newer, n_step):
+            continue
+        if num_older < frame_stack - 1 and not _begins_within(flags, ring, length, offset, num_older):
+            continue
+        slots[i] = ring + offset
 
 
 @kernel
-def _append(
+def append_rows(
     flags: Array,
     actions: Array,
     rewards: Array,
@@ -124,45 +134,61 @@ def _append(
                     break
                 retired[num_retired] = ring + counter % length  # its stack reached into that row
                 num_retired += 1
-        for counter in range(max(0, head - n_step), head):
-            was_complete = _window_length(flags, ring, length, head, counter, n_step) > 0
-            if not was_complete and _window_length(flags, ring, length, head + 1, counter, n_step) > 0:
-                ready[num_ready] = ring + counter % length
+        for num_newer in range(min(n_step, head), 0, -1):
+            offset = slot - ring - num_newer
+            offset += length if offset < 0 else 0
+            was_complete = _is_complete(flags, ring, length, offset, num_newer - 1, n_step)
+            if not was_complete and _is_complete(flags, ring, length, offset, num_newer, n_step):
+                ready[num_ready] = ring + offset
                 num_ready += 1
     return slots, retired[:num_retired], ready[:num_ready]
 
 
 @kernel
-def _windows(
+def windows(
     flags: Array,
     actions: Array,
     rewards: Array,
     heads: Ints,
     length: int,
-    ids: Ints,
+    slots: Ints,
     n_step: int,
     gamma: float,
     reward_clip: float,
-) -> tuple[Array, Array, Array, Ints]:
-    action = np.empty(ids.size, np.int64)
-    reward = np.empty(ids.size, np.float32)
-    discount = np.empty(ids.size, np.float32)
-    next_id = np.empty(ids.size, np.int64)
-    for i in range(ids.size):
-        counter, env = divmod(ids[i], heads.size)
+    both_slots: Ints,
+    both_ids: Ints,
+) -> tuple[Array, Array, Array]:
+    """Actions, rewards and discounts of the windows that start at ``slots`` [n].
+
+    Args:
+        both_slots: [2, n], is set to where the windows begin and where they end.
+        both_ids: [2, n], likewise the ids of these rows.
+    """
+    action = np.empty(slots.size, np.int64)
+    reward = np.empty(slots.size, np.float32)
+    discount = np.empty(slots.size, np.float32)
+    num_envs = heads.size
+    ends = heads % length
+    for i in range(slots.size):
+        slot = slots[i]
+        env = 0 if num_envs == 1 else slot // length
         ring = env * length
-        steps = _window_length(flags, ring, length, heads[env], counter, n_step)
-        total, factor = 0.0, 1.0
-        for step in range(steps):
-            r = rewards[ring + (counter + step) % length]
-            total += factor * min(max(r, -reward_clip), reward_clip)
+        offset = slot - ring
+        num_newer = ends[env] - 1 - offset
+        num_newer += length if num_newer < 0 else 0
+        action[i] = actions[slot]
+        both_slots[0, i], both_ids[0, i] = slot, (heads[env] - 1 - num_newer) * num_envs + env
+        total, factor, steps, flag = 0.0, 1.0, 0, 0
+        while steps < n_step and not flag & ENDED:
+            flag = flags[ring + offset]
+            total += factor * min(max(rewards[ring + offset], -reward_clip), reward_clip)
             factor *= gamma
-        terminated = flags[ring + (counter + steps - 1) % length] & TERMINATED
-        action[i] = actions[ring + counter % length]
+            offset = 0 if offset + 1 == length else offset + 1
+            steps += 1
         reward[i] = total
-        discount[i] = 0.0 if terminated else factor
-        next_id[i] = (counter + steps) * heads.size + env
-    return action, reward, discount, next_id
+        discount[i] = 0.0 if flag & TERMINATED else factor
+        both_slots[1, i], both_ids[1, i] = ring + offset, both_ids[0, i] + steps * num_envs
+    return action, reward, discount
 
 
 @kernel
@@ -185,6 +211,13 @@ def _gather_stacks(
                 break
             out[i, frame_stack - 1 - back] = frames[slot]
     return out
+
+
+@kernel
+def _ask_for(frames: Array, width: int, slots: Ints) -> None:
+    """Begin to load small frames of ``width`` numbers, so that gathering them does not wait for each."""
+    for slot in slots:
+        prefetch(frames, slot * width)
 
 
 class Rows:
@@ -237,9 +270,14 @@ class Rows:
         """Rows alive."""
         return int(np.minimum(self.heads, self.length).sum())
 
+    @property
+    def scalars(self) -> tuple[Array, Array, Array]:
+        """Flags, actions and rewards by slot, as the kernels take them."""
+        return self.flags, self.actions, self.rewards
+
     def append(self, envs: Ints, frames: Columns, action: Array, reward: Array, flag: Array) -> Appended:
         """Write one row to each ring in ``envs`` [n]; everything else is [n, ...] alike."""
-        slots, retired, ready = _append(
+        slots, retired, ready = append_rows(
             self.flags,
             self.actions,
             self.rewards,
@@ -252,9 +290,13 @@ class Rows:
             reward,
             flag,
         )
+        self.store(slots, frames)
+        return Appended(retired, ready)
+
+    def store(self, slots: Ints, frames: Columns) -> None:
+        """Write the frames of rows that have been appended."""
         for name, stored in self.frames.items():
             stored[slots] = frames[name]
-        return Appended(retired, ready)
 
     def cut(self, env: int, frames: Columns) -> Appended:
         """End the episode in ring ``env`` as truncated, with ``frames`` [1, ...] as its final observation."""
@@ -283,7 +325,9 @@ class Rows:
 
     def may_start(self, ids: Ints) -> NDArray[np.bool_]:
         """Which ids are alive, have a complete window and all frames of their stack."""
-        return _may_start(self.flags, self.heads, self.length, ids, self.n_step, self.spec.frame_stack)
+        slots = np.empty(ids.size, np.int64)
+        locate(self.flags, self.heads, self.length, ids, self.n_step, self.spec.frame_stack, slots)
+        return slots >= 0
 
     def windows(self, ids: Ints) -> Windows:
         """Action, summed reward, gamma^k (0 after a termination) and the id k steps later.
@@ -291,8 +335,12 @@ class Rows:
         Args:
             ids: rows for which `may_start` holds.
         """
-        parts = (self.flags, self.actions, self.rewards, self.heads, self.length, ids)
-        return Windows(*_windows(*parts, self.n_step, self.gamma, self.reward_clip))
+        both_slots, both_ids = np.empty((2, 2, ids.size), np.int64)
+        settings = (self.n_step, self.gamma, self.reward_clip)
+        action, reward, discount = windows(
+            *self.scalars, self.heads, self.length, self.slots(ids), *settings, both_slots, both_ids
+        )
+        return Windows(action, reward, discount, both_ids[1])
 
     def observations(self, ids: Ints) -> Columns:
         """Observations ending at ``ids``, per column [n, (stack,) *shape]."""
@@ -300,6 +348,14 @@ class Rows:
             slots = self.slots(ids)
             return {name: stored.take(slots, axis=0) for name, stored in self.frames.items()}
         return {name: self._stacks(stored, ids) for name, stored in self.frames.items()}
+
+    def observations_at(self, slots: Ints, ids: Ints) -> Columns:
+        """`observations` of rows that are known to lie at ``slots``."""
+        if self.spec.frame_stack > 1:
+            return self.observations(ids)
+        for stored in self.frames.values():
+            _ask_for(stored.reshape(-1), stored[0].size, slots)
+        return {name: stored.take(slots, axis=0) for name, stored in self.frames.items()}
 
     def _stacks(self, stored: Array, ids: Ints) -> Array:
         as_bytes = stored.reshape(len(stored), -1).view(np.uint8)

@@ -104,7 +104,7 @@ def test_memory_usage_adds_up_to_what_the_arrays_take(replay):
     usage = replay.get_memory_usage()
     assert usage["parts"][f"frames/{OBS}"] == 1000 * 40
     assert usage["parts"]["scalars"] == 1000 * (4 + 4 + 1) + 8
-    assert usage["parts"]["tree"] == 2 * 1024 * 8
+    assert 1000 * 8 < usage["parts"]["tree"] < 1.3 * 1000 * 8
     assert usage["reserved_bytes"] == sum(usage["parts"].values())
     assert usage["bytes_per_transition"] == usage["reserved_bytes"] / 1000
     assert usage["process_rss_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
@@ -113,7 +113,8 @@ def test_memory_usage_adds_up_to_what_the_arrays_take(replay):
 def test_the_smallest_leaf_takes_a_second_tree_where_the_whole_buffer_normalises():
     spec = EnvSpec((Column(OBS, (10,), np.dtype(np.float32)),), False, 2)
     replay = PrioritizedReplay(spec, capacity=1000, weight_normalization="buffer")
-    assert replay.get_memory_usage()["parts"]["tree"] == 2 * (2 * 1024 * 8)
+    one_tree = PrioritizedReplay(spec, capacity=1000).get_memory_usage()["parts"]["tree"]
+    assert replay.get_memory_usage()["parts"]["tree"] == 2 * one_tree
 
 
 @pytest.mark.parametrize(("used", "alert"), [(89, False), (91, True)])

@@ -268,6 +268,13 @@ WRONG_STEPS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble, np.int8, np.uint64, np.bool_])
+def test_rewards_of_any_real_dtype_are_taken(dtype):
+    replay = filled()
+    replay.add(**{**VALID, "reward": np.ones(2, dtype)})
+    replay.check_valid()
+
+
 @pytest.mark.parametrize("wrong", WRONG_STEPS.values(), ids=WRONG_STEPS.keys())
 def test_a_wrong_step_is_refused_and_changes_nothing(wrong):
     replay = filled()

@@ -5,7 +5,7 @@ import pytest
 
 from perdqn.replay.sum_tree import MinTree, SumTree
 
-CAPACITIES = [1, 2, 3, 8, 13, 64, 100]
+CAPACITIES = [1, 2, 3, 13, 16, 17, 100, 256, 5000]
 
 
 def random_writes(capacity, num_writes=60):
@@ -55,8 +55,9 @@ def test_a_prefix_sum_is_found_where_the_running_sum_first_exceeds_it(capacity):
         np.testing.assert_array_equal(found, np.searchsorted(np.cumsum(tree.leaves), prefixes, side="right"))
 
 
-def test_rounding_at_the_upper_end_still_finds_a_positive_leaf():
-    tree = SumTree(5)
+@pytest.mark.parametrize("capacity", [5, 500, 70_000])
+def test_rounding_at_the_upper_end_still_finds_a_positive_leaf(capacity):
+    tree = SumTree(capacity)
     tree.set(np.arange(3), np.array([0.1, 0.2, 0.3]))
     beyond = np.array([np.nextafter(tree.total, 0), tree.total, tree.total * 1.1])
     assert tree.find(beyond).tolist() == [2, 2, 2]
@@ -83,13 +84,24 @@ def test_the_tree_is_a_function_of_its_leaves(kind, capacity):
     for slots, values in random_writes(capacity):
         written.set(slots, values)
     rebuilt.set_all(written.leaves.copy())
+    assert rebuilt.root == written.root
     rebuilt.check_valid()
-    np.testing.assert_array_equal(written._nodes, rebuilt._nodes)
+    np.testing.assert_array_equal(written.nodes.values, rebuilt.nodes.values)
 
 
-@pytest.mark.parametrize(("capacity", "num_leaves"), [(1, 1), (63, 64), (64, 64), (65, 128)])
-def test_the_tree_takes_no_more_than_the_next_power_of_two(capacity, num_leaves):
-    assert SumTree(capacity).nbytes == 2 * num_leaves * 8
+@pytest.mark.parametrize("capacity", [2**10, 2**17 - 3, 2**20])
+def test_the_tree_takes_little_beyond_its_leaves(capacity):
+    # nodes and running sums of 15 blocks above every 16 * 15 leaves, and the list of stale blocks
+    assert SumTree(capacity).nbytes < 1.3 * capacity * 8
+
+
+def test_a_block_written_many_times_is_noted_once():
+    tree = SumTree(100)
+    for slot in (3, 4, 5, 3, 20, 4):
+        tree.set(np.array([slot]), np.array([1.0]))
+    assert tree.nodes.stale[: tree.nodes.num_stale[0]].tolist() == [0, 1]
+    assert tree.total == 4.0
+    assert tree.nodes.num_stale[0] == 0
 
 
 @pytest.mark.parametrize("capacity", [0, -3])
@@ -98,9 +110,19 @@ def test_a_tree_without_leaves_is_refused(capacity):
         SumTree(capacity)
 
 
-def test_check_valid_notices_a_parent_that_lies():
-    tree = SumTree(8)
+@pytest.mark.parametrize("part", ["values", "running"])
+def test_check_valid_notices_a_node_that_lies(part):
+    tree = SumTree(300)
     tree.set(np.array([3]), np.array([2.0]))
-    tree._nodes[2] += 1.0
+    assert tree.total == 2.0
+    nodes = getattr(tree.nodes, part)
+    nodes[tree.nodes.starts[1] if part == "values" else 1] += 1.0
+    with pytest.raises(AssertionError):
+        tree.check_valid()
+
+
+def test_check_valid_notices_a_stale_block_that_nobody_noted():
+    tree = SumTree(300)
+    tree.nodes.is_stale[2] = True
     with pytest.raises(AssertionError):
         tree.check_valid()
