@@ -286,13 +286,17 @@ class PERDQN(LightningModule):
             for left in reversed(range(self._group_size())):
                 if batch is None:
                     break
-                self._update(batch.to(self.device))
+                self._update(self.to_device(batch))
                 batch = self.experience.fetch() if left else None  # Lightning's fetcher would cost more
         finally:
             self._close_group()
         # Lightning asks right after this step whether to validate.
         starts_evaluation = self._evaluation_is_due and not self.is_evaluation_aborted
         self.trainer.val_check_batch = 1 if starts_evaluation else float("inf")
+
+    def to_device(self, batch: TransitionBatch) -> TransitionBatch:
+        """Where the networks are."""
+        return batch.to(self.device)
 
     def _group_size(self) -> int:
         left = self.trainer.max_steps - self.trainer.global_step
@@ -321,7 +325,7 @@ class PERDQN(LightningModule):
         watch = self.update_watch
         if self._compiled is None or (watch is not None and watch.must_see_next()):
             return None
-        report = self._compiled(batch)
+        report = self._compiled.take(batch)
         if report is not None and watch is not None:
             watch.note_loss(report.loss)
         return report

@@ -36,6 +36,7 @@ PERDQN_PARTS = {
     "learning": "class_path config jit transition",
     "acting": "class_path config replay transition",
     "backend": "config",
+    "phases": "",
     "experience": "acting config replay schedules transition",
     "evaluation": "acting config transition",
     "recording": "acting config transition",

@@ -89,14 +89,14 @@ class Actor:
         on_episode: Callable[[float, int], None],
         seed: int,
     ) -> None:
-        self._environments, self._replay = environments, replay
+        self.environments, self._replay = environments, replay
         self._policy, self._on_episode = policy, on_episode
         self._exploration = Exploration(environments.num_envs, environments.spec.num_actions, seed)
         self._returns = np.zeros(environments.num_envs)
 
     def step(self, epsilon: float) -> None:
         """Take one step in every environment."""
-        environments = self._environments
+        environments = self.environments
         actions = self._exploration.choose(epsilon, lambda: self._policy(environments.obs))
         frames = environments.frames
         step = environments.step(actions)
@@ -108,7 +108,7 @@ class Actor:
 
     def _finish(self, ended: NDArray[np.bool_]) -> None:
         for env in map(int, np.flatnonzero(ended)):
-            self._on_episode(float(self._returns[env]), self._environments.episode_length(env))
+            self._on_episode(float(self._returns[env]), self.environments.episode_length(env))
         self._returns[ended] = 0.0
 
     def abandon(self, lost: NDArray[np.bool_], saved: dict[str, Any]) -> None:
@@ -116,10 +116,10 @@ class Actor:
         for env in np.flatnonzero(lost):
             self._replay.cut(int(env), {name: frames.numpy()[env] for name, frames in saved.items()})
         self._returns[lost] = 0.0
-        self._environments.reset(lost)
+        self.environments.reset(lost)
 
     def state_dict(self) -> dict[str, Any]:
-        environments = self._environments
+        environments = self.environments
         lengths = [environments.episode_length(env) for env in range(environments.num_envs)]
         return {
             **self._exploration.state_dict(),

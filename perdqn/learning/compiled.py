@@ -26,7 +26,7 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 
 class CompiledStep:
-    """One gradient step a call, bit for bit the same in every process on one machine.
+    """Gradient steps, bit for bit the same in every process on one machine.
 
     Adam's moments and step counts are those of ``optimizer.state``, so checkpoints, another learning rate and
     going on without this class work as ever.
@@ -66,7 +66,7 @@ class CompiledStep:
         inputs = [*self._state, *_columns(batch)]
         self._run = load(trace(update, inputs), inputs)
 
-    def __call__(self, batch: TransitionBatch) -> Report | None:
+    def take(self, batch: TransitionBatch) -> Report | None:
         """Take one step, between `begin` and `end`.
 
         Returns:

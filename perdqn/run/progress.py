@@ -47,29 +47,29 @@ class RunProgress(ProgressBar):
         self._is_terminal = self._file.isatty()
         self._period = refresh_seconds if self._is_terminal else line_seconds
         self._clock = clock
-        self._is_enabled = True
+        self.is_enabled = True
         self._due_at = float("inf")
         self._bar: tqdm | None = None
         self._rate = Rate()
 
     def disable(self) -> None:
-        self._is_enabled = False
+        self.is_enabled = False
 
     def enable(self) -> None:
-        self._is_enabled = True
+        self.is_enabled = True
 
     def print(self, *args: Any, sep: str = " ", **_: Any) -> None:
         """A line of its own, above the bar where there is one."""
         line = sep.join(map(str, args))
         if self._bar is not None:
             self._bar.write(line, file=self._file)
-        elif self._is_enabled:
+        elif self.is_enabled:
             print(line, file=self._file, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rate = Rate(self._clock(), get_done(pl_module)[0])
         self._due_at = self._clock() + self._period
-        if self._is_enabled and self._is_terminal:
+        if self.is_enabled and self._is_terminal:
             done, total, unit = get_done(pl_module)
             self._bar = self._make_bar(BAR, total=total, initial=done, unit=unit)
 
@@ -115,7 +115,7 @@ class RunProgress(ProgressBar):
         self._close()
 
     def _start_evaluation(self, name: str, num_batches: list[int | float]) -> None:
-        if self._is_enabled and self._is_terminal:
+        if self.is_enabled and self._is_terminal:
             self._bar = self._make_bar("{desc} {bar}", total=sum(num_batches), desc=name)
 
     def _make_bar(self, bar_format: str, **settings: Any) -> tqdm:
@@ -131,7 +131,7 @@ class RunProgress(ProgressBar):
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
             self._bar.refresh()
-        elif self._is_enabled and not self._is_terminal:
+        elif self.is_enabled and not self._is_terminal:
             left = self._rate.get_seconds_left(done, total)
             self.print(f"{done:,}/{total:,} {unit} ({done / max(total, 1):.0%}) {left} left, {text}")
 

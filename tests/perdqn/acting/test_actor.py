@@ -136,7 +136,7 @@ def test_an_abandoned_episode_is_cut_on_the_observation_saved():
     actor, replay, episodes = acting(length=9)
     for _ in range(3):
         actor.step(epsilon=0.0)
-    saved = actor._environments.state_dict()["frames"]
+    saved = actor.environments.state_dict()["frames"]
     actor.abandon(np.array([False, True]), saved)
     obs, next_obs, window = transitions(replay)
     is_lost = obs[:, 0] == 100
@@ -154,7 +154,7 @@ def test_a_restored_actor_explores_on_where_it_was():
     for _ in range(7):
         actors[0][0].step(epsilon=0.5)
     state = actors[0][0].state_dict()
-    actors[1][0]._environments.load_state_dict(actors[0][0]._environments.state_dict())
+    actors[1][0].environments.load_state_dict(actors[0][0].environments.state_dict())
     actors[1][0].load_state_dict(state)
     heads, num_told = actors[0][1].rows.heads.copy(), len(actors[0][2])
     for actor, _, _ in actors:

@@ -107,7 +107,7 @@ def test_steps_equal_torchs_own(settings: dict[str, Any]) -> None:
     pair.step.begin()
     for _ in range(50):
         batch = pair.batch()
-        report = pair.step(batch)
+        report = pair.step.take(batch)
         priority, figures = pair.learn_eagerly(batch)
         assert report is not None
         np.testing.assert_allclose(report.priority, priority, rtol=1e-4, atol=1e-5)
@@ -122,7 +122,7 @@ def test_an_image_network_without_double_learning_steps_alike() -> None:
     pair.step.begin()
     for _ in range(10):
         batch = pair.batch()
-        assert pair.step(batch) is not None
+        assert pair.step.take(batch) is not None
         pair.learn_eagerly(batch)
     pair.step.end()
     pair.assert_equal()
@@ -138,7 +138,7 @@ def test_eager_steps_go_on_from_compiled_ones_and_the_other_way_round() -> None:
         else:
             pair.step.begin()
             for batch in batches:
-                pair.step(batch)
+                pair.step.take(batch)
             assert pair.step.end() == 5
         for batch in batches:
             pair.learn_eagerly(batch)
@@ -151,7 +151,7 @@ def test_another_learning_rate_holds_from_the_next_begin_on() -> None:
         optimizer.param_groups[0]["lr"] = 0.5
     batch = pair.batch()
     pair.step.begin()
-    pair.step(batch)
+    pair.step.take(batch)
     pair.step.end()
     pair.learn_eagerly(batch)
     pair.assert_equal()
@@ -160,12 +160,12 @@ def test_another_learning_rate_holds_from_the_next_begin_on() -> None:
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     pair = Pair()
     pair.step.begin()
-    pair.step(pair.batch())
+    pair.step.take(pair.batch())
     pair.step.end()
     before = copy.deepcopy((pair.online.state_dict(), pair.optimizer.state_dict()))
     pair.step.begin()
     bad = replace(pair.batch(), reward=torch.full((BATCH,), torch.inf))
-    assert pair.step(bad) is None
+    assert pair.step.take(bad) is None
     assert pair.step.end() == 0
     torch.testing.assert_close(
         (pair.online.state_dict(), pair.optimizer.state_dict()), before, rtol=0, atol=0
@@ -178,7 +178,7 @@ def test_the_same_bits_every_time() -> None:
         pair = Pair()
         pair.step.begin()
         for _ in range(20):
-            pair.step(pair.batch())
+            pair.step.take(pair.batch())
         weights.append(pair.online.state_dict())
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
