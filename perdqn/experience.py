@@ -83,15 +83,21 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
 
     def fetch(self) -> TransitionBatch | None:
         """A batch for the next update owed, acting until there is one; None where none comes for now."""
+        if not self.act_until_owed():
+            return None
+        self.updates_issued += 1
+        return self._replay.sample(self._config.learner.batch_size, self.beta(self.env_steps))
+
+    def act_until_owed(self) -> bool:
+        """Act until an update is owed; whether one is, where the acting ends for another reason."""
         last = self.env_steps + _MAX_ENV_STEPS_PER_FETCH
         if self.pause_at is not None:
             last = min(last, self.pause_at)
         while self.updates_owed <= 0:
             if self.is_spent or self.env_steps >= last:
-                return None
+                return False
             self._act()
-        self.updates_issued += 1
-        return self._replay.sample(self._config.learner.batch_size, self.beta(self.env_steps))
+        return True
 
     def _act(self) -> None:
         if self._actor is None:

@@ -5,6 +5,7 @@ Knows nothing about files, terminals or the command line.
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ from perdqn.diagnostics import Evaluation, training_diagnostics
 from perdqn.evaluation import EpisodeIndex, Evaluator, RecentEpisodes
 from perdqn.experience import PrioritizedReplayDataset
 from perdqn.handover import fill_optimizer, load_model, save_model
-from perdqn.learning.greedy import FastGreedy
+from perdqn.learning.greedy import GreedyPolicy
 from perdqn.learning.networks import build_network
 from perdqn.learning.objective import Figures, Report, eager_report, objective
 from perdqn.replay.prioritized import PrioritizedReplay
@@ -118,7 +119,9 @@ class PERDQN(LightningModule):
         self.target.load_state_dict(self.online.state_dict())
         self._noise = torch.Generator().manual_seed(seed)
         self._evaluation_noise = torch.Generator().manual_seed(seed)
-        self._fast_greedy: FastGreedy | None = None  # made again where the network may have changed
+        self._policy = GreedyPolicy(self.online)
+        self._earlier_policy: GreedyPolicy | None = None  # of an update ago, while acting ahead
+        self._is_acting_ahead = False
         self.memory = self._build_memory()
         self.experience = PrioritizedReplayDataset(
             self.config, self.spec, self.memory, self._act_in_training, self._note_episode
@@ -218,23 +221,11 @@ class PERDQN(LightningModule):
     # -- acting ----------------------------------------------------------------------------------
 
     def _act_in_training(self, obs: Columns) -> np.ndarray:
-        return self._greedy(obs, self._noise)
+        policy = self._earlier_policy if self._is_acting_ahead else None
+        return (policy or self._policy)(obs, self._noise)
 
     def _act_in_evaluation(self, obs: Columns) -> np.ndarray:
-        return self._greedy(obs, self._evaluation_noise)
-
-    def _greedy(self, obs: Columns, noise: torch.Generator) -> np.ndarray:
-        """Greedy actions [n], counted from 0; a stochastic network draws from ``noise``."""
-        if self._fast_greedy is None or not self._fast_greedy.is_current:
-            self._fast_greedy = FastGreedy(self.online)
-        actions = self._fast_greedy(obs)
-        return self._greedy_by_torch(obs, noise) if actions is None else actions
-
-    @torch.inference_mode()
-    def _greedy_by_torch(self, obs: Columns, noise: torch.Generator) -> np.ndarray:
-        self.online.resample(noise)
-        columns = {name: torch.from_numpy(column).to(self.device) for name, column in obs.items()}
-        return self.online.greedy(columns).cpu().numpy()
+        return self._policy(obs, self._evaluation_noise)
 
     def act(self, obs: Any) -> Any:
         """The greedy action of the environment's own action space.
@@ -251,8 +242,8 @@ class PERDQN(LightningModule):
         is_single = columns[first.name].ndim == len(self.spec.obs_shape(first))
         if is_single:
             columns = {name: column[None] for name, column in columns.items()}
-        self._fast_greedy = None
-        actions = self._greedy(columns, self._evaluation_noise) + self.spec.action_start
+        self._policy.look_again()
+        actions = self._policy(columns, self._evaluation_noise) + self.spec.action_start
         return int(actions[0]) if is_single else actions
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
@@ -312,7 +303,12 @@ class PERDQN(LightningModule):
         """One gradient step: algorithm 1 of arXiv:1511.05952, lines 9 to 17."""
         self.online.resample(self._noise)
         self.target.resample(self._noise)
-        report = self._step_compiled(batch) or self._step_eagerly(batch)
+        if self._earlier_policy is not None:
+            self._earlier_policy.take_over(self.online)
+        started = self._start_compiled(batch)
+        if self._earlier_policy is not None:
+            self._act_ahead()
+        report = self._finish_compiled(started) or self._step_eagerly(batch)
         self.memory.update_priorities(batch.id, report.priority)
         self.update_steps += 1
         self._update_target()
@@ -320,14 +316,25 @@ class PERDQN(LightningModule):
         if log_every and self.update_steps % log_every == 0:
             self._log_update(report.figures())
 
-    def _step_compiled(self, batch: TransitionBatch) -> Report | None:
+    def _act_ahead(self) -> None:
+        """For the next update, with the network as it was before this one."""
+        self._is_acting_ahead = True
+        try:
+            self.experience.act_until_owed()
+        finally:
+            self._is_acting_ahead = False
+
+    def _start_compiled(self, batch: TransitionBatch) -> Any:
         """None where this update must be seen by those who stand around `manual_backward`."""
         watch = self.update_watch
         if self._compiled is None or (watch is not None and watch.must_see_next()):
             return None
-        report = self._compiled.take(batch)
-        if report is not None and watch is not None:
-            watch.note_loss(report.loss)
+        return self._compiled.start(batch)
+
+    def _finish_compiled(self, started: Any) -> Report | None:
+        report = None if started is None else self._compiled.finish(started)
+        if report is not None and self.update_watch is not None:
+            self.update_watch.note_loss(report.loss)
         return report
 
     def _step_eagerly(self, batch: TransitionBatch) -> Report:
@@ -391,7 +398,7 @@ class PERDQN(LightningModule):
         return []
 
     def on_fit_start(self) -> None:
-        self._fast_greedy = None
+        self._policy.look_again()
         self._evaluator.is_aborted = False
         self._threads_before = torch.get_num_threads()
         self.num_threads = self.num_threads or self.config.learner.num_threads or self._choose_num_threads()
@@ -433,6 +440,8 @@ class PERDQN(LightningModule):
                 group[name] = now if group[name] == before else group[name] * now / before
         self._changed_in_optimizer = {}
         self._choose_backend()
+        ahead = self.config.learner.act_ahead
+        self._earlier_policy = GreedyPolicy(copy.deepcopy(self.online)) if ahead else None
         self._logged_at = (time.monotonic(), self.env_steps)
         self.trainer.val_check_batch = float("inf")
 
@@ -455,6 +464,7 @@ class PERDQN(LightningModule):
                 self.config.learner.double,
                 self.config.learner.max_grad_norm,
                 self.trainer.precision_plugin.forward_context,
+                self.config.learner.act_ahead,
             )
         except NotCompilable as error:
             if wanted == "compiled" and before is None:
@@ -489,7 +499,7 @@ class PERDQN(LightningModule):
         self._start_evaluation("test")
 
     def _start_evaluation(self, phase: str) -> None:
-        self._fast_greedy = None
+        self._policy.look_again()
         self._evaluation_noise.manual_seed(self.config.seed)
         self._evaluator.start(phase)
 

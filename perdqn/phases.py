@@ -48,7 +48,8 @@ class PhaseTimer(Callback):
     def _begin(self, trainer: Trainer, module: Any) -> None:
         experience, memory = module.experience, module.memory
         if module.backend == "compiled":
-            self._place(module._compiled, "take", "forward, backward, optimiser as one graph")
+            self._place(module._compiled, "start", "forward, backward, optimiser as one graph")
+            self._place(module._compiled, "finish", "waiting for the graph")
         for owner, name, phase in (
             (module, "training_step", "groups of updates"),
             (experience, "fetch", "what is owed"),
@@ -58,6 +59,7 @@ class PhaseTimer(Callback):
             (memory, "update_priorities", "priority update"),
             (module, "to_device", "transfer"),
             (module, "_update", "one update's own"),
+            (module, "_act_ahead", "acting ahead"),
             (module, "_step_eagerly", "forward"),
             (module, "manual_backward", "backward"),
             (trainer.strategy, "optimizer_step", "optimiser"),

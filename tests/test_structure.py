@@ -71,7 +71,7 @@ PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
-    "learning": "__init__ td heads networks greedy objective inductor compiled",
+    "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
     "replay": "__init__ memory sum_tree journal rows passes prioritized",
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }

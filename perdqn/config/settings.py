@@ -106,6 +106,8 @@ class LearnerConfig:
         max_grad_norm: gradients are scaled down to this norm; null leaves them alone.
         num_threads: torch threads while training; null is 1 for vectors and small images, and torch's
             own choice for large ones. A resumed run keeps the number it began with.
+        act_ahead: act for the next update while one is computed, with the network as it was before that
+            one; as exact and resumable as without. Pays where a second core or a GPU computes updates.
         backend: how an update is computed: ``eager`` step by step; ``compiled`` as one graph, several times
             faster for small networks, once it was compiled by the C++ compiler of the machine; ``auto``
             compiles where the budget makes it worth while. A resumed run keeps what it began with.
@@ -128,6 +130,7 @@ class LearnerConfig:
     target_tau: float = 1.0
     max_grad_norm: float | None = 10.0
     num_threads: int | None = None
+    act_ahead: bool = False
     backend: Literal["auto", "eager", "compiled"] = "auto"
 
 

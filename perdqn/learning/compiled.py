@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from perdqn.transition import TransitionBatch
 
 _CLIP_OFFSET = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 Context = Callable[[], AbstractContextManager[Any]]
+Started = list[Tensor] | Future[list[Tensor]]
 
 
 class CompiledStep:
@@ -38,6 +40,7 @@ class CompiledStep:
         double: see `perdqn.learning.objective`.
         max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
         forward_context: entered around the forward pass, as for mixed precision.
+        in_background: compute in a thread of its own, so that Python goes on between `start` and `finish`.
 
     Raises:
         NotCompilable: something rules a compiled graph out; says what.
@@ -52,6 +55,7 @@ class CompiledStep:
         double: bool,
         max_grad_norm: float | None,
         forward_context: Context = nullcontext,
+        in_background: bool = False,
     ) -> None:
         _refuse_other_optimizers(optimizer)
         update = _Update(online, target, optimizer, batch, double, forward_context)
@@ -64,16 +68,32 @@ class CompiledStep:
         self._num_before = self._num_taken = 0
         self.begin()
         inputs = [*self._state, *_columns(batch)]
-        self._run = load(trace(update, inputs), inputs)
+        program = load(trace(update, inputs), inputs)
+        self._run: Callable[[list[Tensor]], list[Tensor]] = program.run
+        self._pending: Future[list[Tensor]] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        if in_background and batch.action.device.type == "cpu":
+            self._run = program.unlocked(len(inputs))
+            threads = torch.get_num_threads()  # a new thread has its own
+            self._thread = ThreadPoolExecutor(1, "learning", torch.set_num_threads, (threads,))
 
-    def take(self, batch: TransitionBatch) -> Report | None:
-        """Take one step, between `begin` and `end`.
+    def start(self, batch: TransitionBatch) -> Started:
+        """Begin one step, between `begin` and `end`; until it is finished, batch and weights are its own."""
+        self._set_numbers(self._num_before + self._num_taken + 1)
+        inputs = [*self._state, *_columns(batch)]
+        if self._thread is None:
+            return self._run(inputs)
+        self._pending = self._thread.submit(self._run, inputs)
+        return self._pending
+
+    def finish(self, started: Started) -> Report | None:
+        """Wait for a step's end.
 
         Returns:
             None where loss or gradients are not finite; weights and optimiser are as they were then.
         """
-        self._set_numbers(self._num_before + self._num_taken + 1)
-        (out,) = self._run([*self._state, *_columns(batch)])
+        (out,) = started if isinstance(started, list) else started.result()
+        self._pending = None
         told = out.cpu().numpy()
         numbers = told[-len(Figures._fields) :].tolist()
         if not math.isfinite(numbers[0] + numbers[1]):
@@ -115,6 +135,8 @@ class CompiledStep:
 
     def end(self) -> int:
         """After some steps: write their number into the optimiser's state, and return it."""
+        if self._pending is not None:
+            self.finish(self._pending)  # acting failed meanwhile
         num_taken, self._num_taken = self._num_taken, 0
         if num_taken:
             torch._foreach_add_(self._counts, num_taken)

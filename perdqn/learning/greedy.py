@@ -116,6 +116,42 @@ def _convolve(frames: Array, weight: Array, bias: Array) -> Array:
     return features
 
 
+class GreedyPolicy:
+    """The greedy actions of a network: without torch where it is plain, by torch else.
+
+    Args:
+        network: a QNetwork; its parameters are read where they lie.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self._fast: FastGreedy | None = None
+
+    def __call__(self, obs: Obs, noise: torch.Generator) -> NDArray[np.int64]:
+        """Actions [batch], from 0, of columns [batch, ...]; a stochastic network draws from ``noise``."""
+        if self._fast is None or not self._fast.is_current:
+            self._fast = FastGreedy(self.network)
+        actions = self._fast(obs)
+        return self._by_torch(obs, noise) if actions is None else actions
+
+    def look_again(self) -> None:
+        """The network may have been changed otherwise than by its parameters: hooked, say."""
+        self._fast = None
+
+    @torch.inference_mode()
+    def _by_torch(self, obs: Obs, noise: torch.Generator) -> NDArray[np.int64]:
+        self.network.resample(noise)
+        device = next(self.network.parameters()).device
+        columns = {name: torch.from_numpy(column).to(device) for name, column in obs.items()}
+        return self.network.greedy(columns).cpu().numpy()
+
+    @torch.no_grad()
+    def take_over(self, network: nn.Module) -> None:
+        """Parameters and buffers of another network of the same kind."""
+        ours = [*self.network.parameters(), *self.network.buffers()]
+        torch._foreach_copy_(ours, [*network.parameters(), *network.buffers()])
+
+
 class _Plan(NamedTuple):
     """Layers are int64 [num_layers, 4]: address of the weight, of the bias, its rows, its columns.
 

@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from perdqn.learning.unlocked import Unlocked
 
 CACHE_VARIABLE = "PERDQN_CACHE_DIR"
 OPTIONS: dict[str, Any] = {"compile_threads": 1}  # no pool of compiling processes stays behind
@@ -53,8 +55,23 @@ def tracing() -> Iterator[None]:
         raise NotCompilable(f"the network cannot be traced: {_first_line(error)}") from error
 
 
-def load(program: Any, inputs: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
-    """``program`` as machine code that takes and returns lists of tensors; compiled if it is not on disk yet.
+class Program(NamedTuple):
+    """Machine code: ``run`` takes and returns lists of tensors, and holds Python's lock all the while."""
+
+    package: Path
+    run: Callable[[list[Tensor]], list[Tensor]]
+
+    def unlocked(self, num_inputs: int) -> Callable[[list[Tensor]], list[Tensor]]:
+        """`run` without the lock where that can be had, else as it is; the same bits."""
+        try:
+            return Unlocked(self.package, num_inputs)
+        except (OSError, AttributeError) as error:
+            warnings.warn(f"{error}: acting waits for each update, as without act_ahead", stacklevel=2)
+            return self.run
+
+
+def load(program: Any, inputs: list[Tensor]) -> Program:
+    """``program`` as machine code, compiled if it is not on disk yet.
 
     Raises:
         NotCompilable: it is not on disk, and cannot be compiled.
@@ -77,9 +94,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perdqn"
 
 
-def _open(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+def _open(path: Path) -> Program:
     with _quiet():
-        return torch._inductor.aoti_load_package(str(path)).loader.run
+        return Program(path, torch._inductor.aoti_load_package(str(path)).loader.run)
 
 
 def _compile(program: Any, path: Path) -> None:

@@ -179,3 +179,62 @@ def test_other_precisions_compile_to_what_they_are_eagerly(precision: str) -> No
     eager, other = (module.state_dict() for module in modules)
     tolerance = 2e-3 if precision == "bf16-mixed" else 1e-6
     torch.testing.assert_close(eager, other, rtol=tolerance, atol=tolerance)
+
+
+AHEAD: dict[str, Any] = {"act_ahead": True, "train_every": 2}
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_acting_ahead_computes_the_same_bits_in_groups_of_any_size(backend: str) -> None:
+    runs = [fitted(learner={**AHEAD, "backend": backend, "updates_per_step": n}) for n in (1, 4, 16)]
+    for run in runs[1:]:
+        assert_same(fingerprint(runs[0]), fingerprint(run))
+    assert runs[0].env_steps == 600
+    assert runs[0].update_steps == (600 - 60) // 2
+
+
+@pytest.mark.parametrize("env_step", [30, 100, 200, 333])
+def test_a_run_that_acts_ahead_resumes_bit_for_bit(tmp_path: Path, env_step: int) -> None:
+    path = tmp_path / "boundary.ckpt"
+    whole = fitted(SaveAt(path, env_step), learner=AHEAD)
+    resumed = small(learner=AHEAD)
+    trainer().fit(resumed, ckpt_path=path)
+    assert_same(fingerprint(whole), fingerprint(resumed))
+
+
+def test_acting_ahead_acts_with_the_network_of_one_update_ago() -> None:
+    module = small(learner={**AHEAD, "backend": "compiled"}, exploration={"epsilon_end": 0.0})
+    update, act, seen = module._update, module._act_in_training, []
+
+    def noted_update(batch: Any) -> None:
+        module.before = [p.detach().clone() for p in module.online.parameters()]
+        update(batch)
+
+    def compared_act(obs: Any) -> Any:
+        if module._is_acting_ahead:
+            network = module._earlier_policy.network
+            seen.append(all(map(torch.equal, network.parameters(), module.before)))
+            expected = network.greedy({name: torch.from_numpy(column) for name, column in obs.items()})
+            assert act(obs).tolist() == expected.tolist()
+        return act(obs)
+
+    module._update, module.experience._policy = noted_update, compared_act
+    trainer().fit(module)
+    assert len(seen) > 50
+    assert all(seen)
+
+
+def test_a_failure_while_acting_ahead_waits_for_the_update() -> None:
+    module = small(learner={**AHEAD, "backend": "compiled"})
+
+    def fail() -> None:
+        if module.update_steps == 20:
+            raise OSError("the simulator crashed")
+        return act_ahead()
+
+    act_ahead, module._act_ahead = module._act_ahead, fail
+    with pytest.raises(OSError, match="simulator"):
+        trainer().fit(module)
+    assert module._compiled._pending is None
+    steps = {float(state["step"]) for state in module.optimizers().state.values()}
+    assert steps == {21.0}

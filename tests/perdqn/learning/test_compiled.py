@@ -17,7 +17,7 @@ from perdqn.learning import inductor
 from perdqn.learning.compiled import CompiledStep
 from perdqn.learning.inductor import NotCompilable
 from perdqn.learning.networks import TORSOS, QNetwork, build_network
-from perdqn.learning.objective import Figures, eager_report, objective
+from perdqn.learning.objective import Figures, Report, eager_report, objective
 from perdqn.transition import OBS, Column, EnvSpec, TransitionBatch
 
 BATCH = 12
@@ -49,6 +49,9 @@ class Pair:
     def compile(self, **settings: Any) -> CompiledStep:
         rest = {"double": self.learner.double, "max_grad_norm": self.learner.max_grad_norm, **settings}
         return CompiledStep(self.online, self.target, self.optimizer, self.batch(), **rest)
+
+    def take(self, batch: TransitionBatch) -> Report | None:
+        return self.step.finish(self.step.start(batch))
 
     def batch(self) -> TransitionBatch:
         draw = self.generator
@@ -107,7 +110,7 @@ def test_steps_equal_torchs_own(settings: dict[str, Any]) -> None:
     pair.step.begin()
     for _ in range(50):
         batch = pair.batch()
-        report = pair.step.take(batch)
+        report = pair.take(batch)
         priority, figures = pair.learn_eagerly(batch)
         assert report is not None
         np.testing.assert_allclose(report.priority, priority, rtol=1e-4, atol=1e-5)
@@ -122,7 +125,7 @@ def test_an_image_network_without_double_learning_steps_alike() -> None:
     pair.step.begin()
     for _ in range(10):
         batch = pair.batch()
-        assert pair.step.take(batch) is not None
+        assert pair.take(batch) is not None
         pair.learn_eagerly(batch)
     pair.step.end()
     pair.assert_equal()
@@ -138,7 +141,7 @@ def test_eager_steps_go_on_from_compiled_ones_and_the_other_way_round() -> None:
         else:
             pair.step.begin()
             for batch in batches:
-                pair.step.take(batch)
+                pair.take(batch)
             assert pair.step.end() == 5
         for batch in batches:
             pair.learn_eagerly(batch)
@@ -151,7 +154,7 @@ def test_another_learning_rate_holds_from_the_next_begin_on() -> None:
         optimizer.param_groups[0]["lr"] = 0.5
     batch = pair.batch()
     pair.step.begin()
-    pair.step.take(batch)
+    pair.take(batch)
     pair.step.end()
     pair.learn_eagerly(batch)
     pair.assert_equal()
@@ -160,12 +163,12 @@ def test_another_learning_rate_holds_from_the_next_begin_on() -> None:
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     pair = Pair()
     pair.step.begin()
-    pair.step.take(pair.batch())
+    pair.take(pair.batch())
     pair.step.end()
     before = copy.deepcopy((pair.online.state_dict(), pair.optimizer.state_dict()))
     pair.step.begin()
     bad = replace(pair.batch(), reward=torch.full((BATCH,), torch.inf))
-    assert pair.step.take(bad) is None
+    assert pair.take(bad) is None
     assert pair.step.end() == 0
     torch.testing.assert_close(
         (pair.online.state_dict(), pair.optimizer.state_dict()), before, rtol=0, atol=0
@@ -178,9 +181,54 @@ def test_the_same_bits_every_time() -> None:
         pair = Pair()
         pair.step.begin()
         for _ in range(20):
-            pair.step.take(pair.batch())
+            pair.take(pair.batch())
         weights.append(pair.online.state_dict())
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_the_same_bits_in_the_background() -> None:
+    weights = []
+    for in_background in (False, True):
+        pair = Pair()
+        pair.step = pair.compile(in_background=in_background)
+        pair.step.begin()
+        for _ in range(20):
+            pair.take(pair.batch())
+        assert pair.step.end() == 20
+        weights.append(pair.online.state_dict())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_python_goes_on_while_a_step_is_computed_in_the_background() -> None:
+    pair = Pair()
+    step = pair.compile(in_background=True)
+    run, is_running, seen_running = step._run, False, 0
+
+    def noted(inputs: list[Tensor]) -> list[Tensor]:
+        nonlocal is_running
+        is_running = True
+        out = run(inputs)
+        is_running = False
+        return out
+
+    step._run = noted
+    step.begin()
+    for _ in range(200):
+        started = step.start(pair.batch())
+        while not started.done():
+            seen_running += is_running
+        step.finish(started)
+    assert seen_running > 200
+    assert step.end() == 200
+
+
+def test_a_step_under_way_is_waited_for_at_the_end() -> None:
+    pair = Pair()
+    step = pair.compile(in_background=True)
+    step.begin()
+    started = step.start(pair.batch())
+    assert step.end() == 1
+    assert started.done()
 
 
 def test_what_was_compiled_once_is_loaded_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
