@@ -33,6 +33,11 @@ class Column:
     num_values: int | None = None
     start: int = 0
 
+    @property
+    def is_image(self) -> bool:
+        """Whether a network sees an image: two axes, or three with channels."""
+        return self.num_values is None and len(self.shape) in (2, 3)
+
 
 @dataclass(frozen=True)
 class EnvSpec:

@@ -222,11 +222,14 @@ class PrioritizedReplay:
 
     # -- drawing ---------------------------------------------------------------------------------
 
-    def sample(self, batch_size: int, beta: float = 1.0) -> TransitionBatch:
+    def sample(self, batch_size: int, beta: float = 1.0, scaled: bool = False) -> TransitionBatch:
         """Draw a stratified batch: one row from each of ``batch_size`` equal shares of the priority mass.
 
         Weights are (N * P(i))^-beta over the N rows that can start a transition, divided by the
         largest of the batch or of the buffer.
+
+        Args:
+            scaled: images of bytes as float32 in [0, 1], each value times float32(1 / 255).
 
         Raises:
             ValueError: no row can start a transition yet, or beta lies outside [0, 1].
@@ -244,13 +247,15 @@ class PrioritizedReplay:
         self.samples_drawn += batch_size
         self._newest_batch = (ids, weights)
         window = self.rows.windows(ids)
-        obs, next_obs = self.rows.observations(ids), self.rows.observations(window.next_id)
+        # both at once: they share frames
+        both = self.rows.observations(np.concatenate([ids, window.next_id]), scaled)
+        columns = {name: torch.from_numpy(column) for name, column in both.items()}
         return TransitionBatch(
-            obs={name: torch.from_numpy(column) for name, column in obs.items()},
+            obs={name: column[:batch_size] for name, column in columns.items()},
             action=torch.from_numpy(window.action),
             reward=torch.from_numpy(window.reward),
             discount=torch.from_numpy(window.discount),
-            next_obs={name: torch.from_numpy(column) for name, column in next_obs.items()},
+            next_obs={name: column[batch_size:] for name, column in columns.items()},
             is_weight=torch.from_numpy(weights),
             id=torch.from_numpy(ids),
         )
@@ -472,6 +477,7 @@ class PrioritizedReplay:
         """Hand memory that is not in use back to the system; returns by how many bytes the process shrank."""
         before = psutil.Process().memory_info().rss
         self._newest_batch = None
+        self.rows.release_memory()
         gc.collect()
         trim_heap()
         return max(0, before - psutil.Process().memory_info().rss)

@@ -18,6 +18,7 @@ from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
 from perdqn.jit import kernel
+from perdqn.replay.frames import NO_FRAME, RawFrames
 from perdqn.replay.journal import Counters, Journal, Segment
 from perdqn.transition import EnvSpec
 
@@ -166,16 +167,16 @@ def _windows(
 
 
 @kernel
-def _gather_stacks(
-    frames: Array, flags: Array, num_envs: int, length: int, ids: Ints, frame_stack: int, repeat_first: bool
-) -> Array:
-    """Bytes of the stacks ending at ``ids``, oldest frame first [n, stack, row bytes]."""
-    out = np.zeros((ids.size, frame_stack, frames.shape[1]), np.uint8)
+def _stack_slots(
+    flags: Array, num_envs: int, length: int, ids: Ints, frame_stack: int, repeat_first: bool
+) -> Ints:
+    """Where the frames of the stacks ending at ``ids`` lie, oldest first [n, stack]."""
+    slots = np.full((ids.size, frame_stack), NO_FRAME, np.int64)
     for i in range(ids.size):
         counter, env = divmod(ids[i], num_envs)
         ring = env * length
         slot = ring + counter % length
-        out[i, frame_stack - 1] = frames[slot]
+        slots[i, frame_stack - 1] = slot
         started = (flags[slot] & FIRST) != 0
         for back in range(1, frame_stack):
             if not started:
@@ -183,8 +184,8 @@ def _gather_stacks(
                 started = (flags[slot] & FIRST) != 0
             elif not repeat_first:
                 break
-            out[i, frame_stack - 1 - back] = frames[slot]
-    return out
+            slots[i, frame_stack - 1 - back] = slot
+    return slots
 
 
 class Rows:
@@ -221,7 +222,7 @@ class Rows:
                 f"n_step {n_step} with frame_stack {spec.frame_stack} needs at least {shortest}"
             )
         size = self.size_limit
-        self.frames: Columns = {c.name: np.zeros((size, *c.shape), c.dtype) for c in spec.columns}
+        self.frames = {column.name: RawFrames(column, size) for column in spec.columns}
         self.actions = np.zeros(size, np.int32)
         self.rewards = np.zeros(size, np.float32)
         self.flags = np.zeros(size, np.uint8)
@@ -294,30 +295,34 @@ class Rows:
         parts = (self.flags, self.actions, self.rewards, self.heads, self.length, ids)
         return Windows(*_windows(*parts, self.n_step, self.gamma, self.reward_clip))
 
-    def observations(self, ids: Ints) -> Columns:
-        """Observations ending at ``ids``, per column [n, (stack,) *shape]."""
-        if self.spec.frame_stack == 1:
-            slots = self.slots(ids)
-            return {name: stored.take(slots, axis=0) for name, stored in self.frames.items()}
-        return {name: self._stacks(stored, ids) for name, stored in self.frames.items()}
+    def observations(self, ids: Ints, scaled: bool = False) -> Columns:
+        """Observations ending at ``ids``, per column [n, (stack,) *shape].
 
-    def _stacks(self, stored: Array, ids: Ints) -> Array:
-        as_bytes = stored.reshape(len(stored), -1).view(np.uint8)
+        Args:
+            scaled: images of bytes as float32 in [0, 1].
+        """
+        slots = self.slots(ids) if self.spec.frame_stack == 1 else self._stacks(ids)
+        return {name: stored.gather(slots, scaled) for name, stored in self.frames.items()}
+
+    def _stacks(self, ids: Ints) -> Ints:
         repeat = self.spec.stack_padding == "repeat"
-        stack = self.spec.frame_stack
-        out = _gather_stacks(as_bytes, self.flags, self.num_envs, self.length, ids, stack, repeat)
-        return out.view(stored.dtype).reshape(len(ids), stack, *stored.shape[1:])
+        return _stack_slots(self.flags, self.num_envs, self.length, ids, self.spec.frame_stack, repeat)
+
+    def release_memory(self) -> None:
+        """Let go of what only makes gathering faster."""
+        for stored in self.frames.values():
+            stored.release_memory()
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes reserved; the operating system hands out pages only as they are written."""
         scalars = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.heads.nbytes
         return {**{f"frames/{n}": a.nbytes for n, a in self.frames.items()}, "scalars": scalars}
 
-    def _stored(self) -> dict[str, Array]:
+    def _stored(self) -> dict[str, Any]:
         return {**self._unchanging(), "flags": self.flags}
 
-    def _unchanging(self) -> dict[str, Array]:
-        """All but the flags, of which `cut` changes the newest."""
+    def _unchanging(self) -> dict[str, Any]:
+        """All columns but the flags, of which `cut` changes the newest."""
         columns = {f"frames/{name}": stored for name, stored in self.frames.items()}
         return {**columns, "actions": self.actions, "rewards": self.rewards}
 
@@ -328,12 +333,22 @@ class Rows:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors over the rows in use; those of a full replay share its memory."""
-        used = self._used
         state: dict[str, Any] = {"heads": torch.from_numpy(self.heads.copy()), "length": self.length}
         for name, stored in self._stored().items():
-            rings = stored.reshape(self.num_envs, self.length, *stored.shape[1:])[:, :used]
-            state[name] = torch.from_numpy(np.ascontiguousarray(rings))
+            state[name] = torch.from_numpy(self._rings(stored))
         return state
+
+    def _rings(self, stored: Any) -> Array:
+        """Rows in use [num_envs, used, ...]."""
+        used = self._used
+        if self.num_envs == 1 or used == self.length:
+            return stored[: self.num_envs * used].reshape(self.num_envs, used, *stored.shape[1:])
+        return np.stack([stored[begin : begin + used] for begin in self._begins])
+
+    @property
+    def _begins(self) -> range:
+        """The first slot of each ring."""
+        return range(0, self.size_limit, self.length)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over rows saved by an equally shaped replay.
@@ -344,14 +359,14 @@ class Rows:
         heads = state["heads"].numpy()
         self._check_rings(heads, state["length"])
         stored = self._stored()
-        for name, array in stored.items():
-            if name not in state or tuple(state[name].shape[2:]) != array.shape[1:]:
-                raise ValueError(f"saved replay lacks {name} of shape {array.shape[1:]}")
+        for name, column in stored.items():
+            if name not in state or tuple(state[name].shape[2:]) != column.shape[1:]:
+                raise ValueError(f"saved replay lacks {name} of shape {column.shape[1:]}")
         self._journal.forget()
         self.heads[:] = heads
-        for name, array in stored.items():
-            rings = array.reshape(self.num_envs, self.length, *array.shape[1:])
-            rings[:, : self._used] = state[name].numpy()
+        for name, column in stored.items():
+            for begin, ring in zip(self._begins, state[name].numpy(), strict=True):
+                column[begin : begin + self._used] = ring
 
     def _check_rings(self, heads: Ints, length: int) -> None:
         if heads.size != self.num_envs or length != self.length:
@@ -398,7 +413,6 @@ class Rows:
 
     def _clear_dead(self, heads: Ints) -> None:
         """Forget rows of a time after ``heads``, so that a slot says no more than a new replay's."""
-        for array in self._unchanging().values():
-            rings = array.reshape(self.num_envs, self.length, *array.shape[1:])
-            for ring, head in zip(rings, heads, strict=True):
-                ring[head : self._used] = 0
+        for column in self._unchanging().values():
+            for begin, head in zip(self._begins, heads, strict=True):
+                column[begin + head : begin + self._used] = 0
