@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perdqn.jit import kernel
-from perdqn.replay.buffers import Buffers
-from perdqn.replay.memcpy import WIDE, copy_bytes, fill_bytes, scale_16
+from perdqn.replay.buffers import ALIGNMENT, Buffers
+from perdqn.replay.memcpy import WIDE, copy_bytes, fill_bytes, finish_stream, scale_16, stream_16
 from perdqn.transition import Column
 
 Array = NDArray[Any]
@@ -25,11 +25,14 @@ _SCALE = np.float32(1 / 255)
 
 
 @kernel
-def scale(to: Array, at: int, source: Array, begin: int, num: int) -> None:
-    """``to[at : at + num] = float32(source[begin : begin + num]) * float32(1 / 255)`` of flat arrays."""
+def _scale(to: Array, at: int, source: Array, begin: int, num: int, streams: bool) -> None:
     wide = num - num % WIDE
-    for i in range(0, wide, WIDE):
-        scale_16(to, at + i, source, begin + i)
+    if streams:
+        for i in range(0, wide, WIDE):
+            stream_16(to, at + i, source, begin + i)
+    else:
+        for i in range(0, wide, WIDE):
+            scale_16(to, at + i, source, begin + i)
     for i in range(wide, num):
         to[at + i] = np.float32(source[begin + i]) * _SCALE
 
@@ -51,11 +54,13 @@ def _gather(stored: Array, width: int, slots: Ints, out: Array) -> None:
 
 @kernel
 def _gather_scaled(stored: Array, width: int, slots: Ints, out: Array) -> None:
+    streams = width % WIDE == 0 and out.ctypes.data % ALIGNMENT == 0
     for i in range(slots.size):
         if slots[i] == NO_FRAME:
             out[i * width : (i + 1) * width] = np.float32(0.0)
         else:
-            scale(out, i * width, stored, slots[i] * width, width)
+            _scale(out, i * width, stored, slots[i] * width, width, streams)
+    finish_stream()
 
 
 class RawFrames:

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-WIDE = 16  # bytes that `copy_16` moves at once, floats that `scale_16` writes
+WIDE = 16  # elements moved at once
 
 _BYTES = ir.VectorType(ir.IntType(8), WIDE)
 _FLOATS = ir.VectorType(ir.FloatType(), WIDE)
@@ -70,13 +70,38 @@ def copy_16(typing: Any, to: Any, at: Any, source: Any, begin: Any) -> Any:
 @_intrinsic
 def scale_16(typing: Any, to: Any, at: Any, source: Any, begin: Any) -> Any:
     """``to[at : at + 16] = source[begin : begin + 16] * float32(1 / 255)``, from uint8 to float32."""
+    return types.void(to, types.intp, source, types.intp), _scaled(4)
 
+
+@_intrinsic
+def stream_16(typing: Any, to: Any, at: Any, source: Any, begin: Any) -> Any:
+    """`scale_16` past the caches, which need not read first what is overwritten whole.
+
+    ``to[at]`` lies at a multiple of 64 bytes, and `finish_stream` follows before anybody else reads.
+    """
+    return types.void(to, types.intp, source, types.intp), _scaled(64, past_caches=True)
+
+
+def _scaled(alignment: int, past_caches: bool = False) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         into = _address(context, builder, signature.args[0], args[0], args[1])
         out_of = _address(context, builder, signature.args[2], args[2], args[3])
         read = builder.load(builder.bitcast(out_of, _BYTES.as_pointer()), align=1)
         scaled = builder.fmul(builder.uitofp(read, _FLOATS), _SCALE)
-        builder.store(scaled, builder.bitcast(into, _FLOATS.as_pointer()), align=4)
+        written = builder.store(scaled, builder.bitcast(into, _FLOATS.as_pointer()), align=alignment)
+        if past_caches:
+            written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         return context.get_dummy_value()
 
-    return types.void(to, types.intp, source, types.intp), generate
+    return generate
+
+
+@_intrinsic
+def finish_stream(typing: Any) -> Any:
+    """Let other threads see what `stream_16` wrote."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -144,11 +144,13 @@ def test_a_buffer_is_used_again_once_nobody_refers_to_it():
     assert len(addresses) == 1
 
 
-def test_a_buffer_fits_shape_and_dtype_or_is_another():
+@pytest.mark.parametrize("size", [1, 1 << 15, 1 << 16, 1 << 20])
+def test_an_array_has_the_shape_and_dtype_asked_for(size):
     buffers = Buffers()
-    buffers.take(SHAPE, BYTE)
-    assert buffers.take((1 << 16, 2), BYTE).shape == (1 << 16, 2)
-    assert buffers.take(SHAPE, np.dtype(np.float32)).dtype == np.float32
+    for shape, dtype in (((size, 2), BYTE), ((size,), np.dtype(np.float32)), ((2, size), BYTE)):
+        array = buffers.take(shape, dtype)
+        assert (array.shape, array.dtype, array.flags.c_contiguous) == (shape, dtype, True)
+        assert array.ctypes.data % 64 == 0 or array.nbytes < 1 << 16
 
 
 def test_at_most_so_many_buffers_are_kept():
@@ -156,6 +158,8 @@ def test_at_most_so_many_buffers_are_kept():
     addresses = [buffers.take((size,), BYTE).ctypes.data for size in (1 << 17, 1 << 18, 1 << 19)]
     assert buffers.take((1 << 18,), BYTE).ctypes.data == addresses[1]
     assert len(buffers._kept) == 2
+    buffers.release()
+    assert not buffers._kept
 
 
 def test_batches_held_stay_as_they_were_drawn():
