@@ -70,7 +70,8 @@ PERDQN_FILES = {
     "cli": "command_line quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks",
-    "replay": "__init__ memory sum_tree journal memcpy buffers frames rows prioritized",
+    "replay": "__init__ memory sum_tree journal memcpy lz4_block buffers frames compressed_frames rows"
+    " prioritized",
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {

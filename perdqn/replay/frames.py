@@ -25,7 +25,12 @@ _SCALE = np.float32(1 / 255)
 
 
 @kernel
-def _scale(to: Array, at: int, source: Array, begin: int, num: int, streams: bool) -> None:
+def scale(to: Array, at: int, source: Array, begin: int, num: int, streams: bool) -> None:
+    """``to[at : at + num] = source[begin : begin + num] * float32(1 / 255)``, from uint8 to float32.
+
+    Args:
+        streams: past the caches; ``to[at]`` lies at a multiple of `ALIGNMENT`, and `finish_stream` follows.
+    """
     wide = num - num % WIDE
     if streams:
         for i in range(0, wide, WIDE):
@@ -59,7 +64,7 @@ def _gather_scaled(stored: Array, width: int, slots: Ints, out: Array) -> None:
         if slots[i] == NO_FRAME:
             out[i * width : (i + 1) * width] = np.float32(0.0)
         else:
-            _scale(out, i * width, stored, slots[i] * width, width, streams)
+            scale(out, i * width, stored, slots[i] * width, width, streams)
     finish_stream()
 
 
@@ -75,7 +80,7 @@ class RawFrames:
         self._array = np.zeros((num_slots, *column.shape), column.dtype)
         self._bytes = self._array.reshape(-1).view(np.uint8)
         self._width = column.dtype.itemsize * math.prod(column.shape)
-        self._is_scalable = column.is_image and column.dtype == np.uint8
+        self._is_scalable = column.is_byte_image
         self._buffers = Buffers()
 
     @property

@@ -18,6 +18,7 @@ from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
 from perdqn.jit import kernel
+from perdqn.replay.compressed_frames import CompressedFrames
 from perdqn.replay.frames import NO_FRAME, RawFrames
 from perdqn.replay.journal import Counters, Journal, Segment
 from perdqn.transition import EnvSpec
@@ -198,6 +199,8 @@ class Rows:
         n_step: longest window.
         gamma: discount per step.
         reward_clip: each reward is clipped to [-c, c] before it is summed; inf leaves them alone.
+        storage: ``raw``, or ``lz4`` to compress images of bytes.
+        cached_frames: compressed frames kept decompressed, per column.
 
     Raises:
         ValueError: a ring is too short for one window and one stack.
@@ -212,6 +215,8 @@ class Rows:
         n_step: int = 1,
         gamma: float = 0.99,
         reward_clip: float = np.inf,
+        storage: str = "raw",
+        cached_frames: int = 0,
     ) -> None:
         self.spec, self.num_envs, self.length = spec, num_envs, capacity // num_envs
         self.n_step, self.gamma, self.reward_clip = n_step, gamma, reward_clip
@@ -222,7 +227,12 @@ class Rows:
                 f"n_step {n_step} with frame_stack {spec.frame_stack} needs at least {shortest}"
             )
         size = self.size_limit
-        self.frames = {column.name: RawFrames(column, size) for column in spec.columns}
+        self.frames: dict[str, RawFrames | CompressedFrames] = {
+            column.name: CompressedFrames(column, size, num_envs, cached_frames)
+            if storage == "lz4" and column.is_byte_image
+            else RawFrames(column, size)
+            for column in spec.columns
+        }
         self.actions = np.zeros(size, np.int32)
         self.rewards = np.zeros(size, np.float32)
         self.flags = np.zeros(size, np.uint8)
@@ -314,9 +324,29 @@ class Rows:
             stored.release_memory()
 
     def bytes_by_part(self) -> dict[str, int]:
-        """Bytes reserved; the operating system hands out pages only as they are written."""
+        """Bytes reserved; compressed frames reserve as they come in, the others all at once.
+
+        The operating system hands out pages only as they are written.
+        """
         scalars = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.heads.nbytes
-        return {**{f"frames/{n}": a.nbytes for n, a in self.frames.items()}, "scalars": scalars}
+        frames = {f"frames/{name}": stored.nbytes for name, stored in self.frames.items()}
+        caches = {f"frame_cache/{name}": stored.cache_nbytes for name, stored in self._compressed.items()}
+        return {**frames, **caches, "scalars": scalars}
+
+    @property
+    def bytes_to_come(self) -> int:
+        """Bytes that compressed frames will still reserve, if those to come shrink like those there are."""
+        return sum(max(0, stored.nbytes_when_full - stored.nbytes) for stored in self._compressed.values())
+
+    @property
+    def frame_cache_counts(self) -> tuple[int, int]:
+        """Look-ups of decompressed frames that hit and missed; none where nothing is compressed."""
+        counts = [stored.cache_counts for stored in self._compressed.values()]
+        return sum(hits for hits, _ in counts), sum(misses for _, misses in counts)
+
+    @property
+    def _compressed(self) -> dict[str, CompressedFrames]:
+        return {n: stored for n, stored in self.frames.items() if isinstance(stored, CompressedFrames)}
 
     def _stored(self) -> dict[str, Any]:
         return {**self._unchanging(), "flags": self.flags}
