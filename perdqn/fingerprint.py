@@ -19,6 +19,7 @@ from perdqn.schedules import LinearSchedule
 FORMAT = "perdqn-fingerprint"
 VERSION = 1
 SCORES = ("best_model_score", "best_score", "wait_count")  # of callbacks; their paths and times are no state
+COST_ALONE = ("storage", "cached_frames")  # settings of the replay that change no bit of what it holds
 
 
 class Ring(NamedTuple):
@@ -64,8 +65,12 @@ def parts_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         "environments": _environments(experience["acting"]) if is_full else None,
         "schedules": _schedules(checkpoint),
         "metrics": _metrics(checkpoint),
-        "settings": settings,
+        "settings": {**settings, "replay": _but(settings["replay"], COST_ALONE)},
     }
+
+
+def _but(settings: Mapping[str, Any], left_out: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def rows_of(rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -165,6 +165,8 @@ class PERDQN(LightningModule):
             gamma=learner.gamma,
             reward_clip=learner.reward_clip,
             memory_alert_fraction=replay.memory_alert_fraction,
+            storage=replay.storage,
+            cached_frames=replay.cached_frames,
             seed=int(np.random.SeedSequence([self.config.seed, 0]).generate_state(1)[0]),
         )
 

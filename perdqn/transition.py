@@ -33,6 +33,16 @@ class Column:
     num_values: int | None = None
     start: int = 0
 
+    @property
+    def is_image(self) -> bool:
+        """Whether a network sees an image: two axes, or three with channels."""
+        return self.num_values is None and len(self.shape) in (2, 3)
+
+    @property
+    def is_byte_image(self) -> bool:
+        """Whether it is an image that a network sees scaled to [0, 1]."""
+        return self.is_image and self.dtype == np.uint8
+
 
 @dataclass(frozen=True)
 class EnvSpec:

@@ -109,9 +109,11 @@ def check(argv: list[str]) -> int:
     cli = RunCLI("check", expand(argv))
     if cli.spec is None:
         raise Refused("the environment could not be looked at")
-    needed = cli.settings.replay.capacity * row_bytes(cli.spec)
+    replay = cli.settings.replay
+    needed = replay.capacity * row_bytes(cli.spec, replay.storage)
+    images = " and what its images are compressed to" if replay.storage == "lz4" else ""
     print(format_config_summary(get_config_summary(cli.settings)))
-    print(f"the replay needs {needed / 2**20:,.1f} MiB")
+    print(f"the replay needs {needed / 2**20:,.1f} MiB{images}")
     warn(cli.report.warnings)
     print("no faults")
     return 0

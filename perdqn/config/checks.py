@@ -19,6 +19,7 @@ from perdqn.config.wording import sentence
 
 # action 8, reward 4, terminated and truncated 1, leaf and its share of the tree and of the counters 24
 ROW_OVERHEAD_BYTES = 37
+COMPRESSED_OVERHEAD_BYTES = 12  # where a frame lies, and its size
 
 
 class ConfigWarning(UserWarning):
@@ -78,14 +79,22 @@ def check(
     return report
 
 
-def row_bytes(spec: Any) -> int:
-    """Bytes one replay row takes: a single frame of every column, and what is kept beside it."""
-    frame = sum(math.prod(column.shape) * column.dtype.itemsize for column in spec.columns)
-    return int(frame) + ROW_OVERHEAD_BYTES
+def row_bytes(spec: Any, storage: str = "raw") -> int:
+    """Bytes one replay row takes: a single frame of every column, and what is kept beside it.
+
+    What images shrink to by ``lz4`` is known only once there are some: it is not counted.
+    """
+
+    def frame_bytes(column: Any) -> int:
+        if storage == "lz4" and column.is_byte_image:
+            return COMPRESSED_OVERHEAD_BYTES
+        return math.prod(column.shape) * int(column.dtype.itemsize)
+
+    return sum(map(frame_bytes, spec.columns)) + ROW_OVERHEAD_BYTES
 
 
 def _judge_memory(config: Config, spec: Any, available_bytes: int, report: Report) -> None:
-    replay, each = config.replay, row_bytes(spec)
+    replay, each = config.replay, row_bytes(spec, config.replay.storage)
     needed, usable = replay.capacity * each, int(available_bytes * replay.memory_alert_fraction)
     need = f"{replay.capacity:,} rows of {each:,} bytes need {_gib(needed)}"
     size = f"{need}, {_gib(available_bytes)} are available"

@@ -65,6 +65,9 @@ class ReplayConfig:
         priority_eps: added to every new priority, so that none is ever zero.
         priority_clip: upper bound of a priority before the exponent; null leaves it free.
         weight_normalization: divide importance weights by the ``batch``'s largest or the ``buffer``'s.
+        storage: how frames lie in memory: ``raw``, or each image of bytes compressed by ``lz4`` (an extra),
+            10 to 30 times smaller in most Atari games; changes the cost, never the result.
+        cached_frames: compressed frames kept decompressed, for rows drawn again and again; 0 keeps none.
         memory_alert_fraction: share of the memory limit above which a clean-up warns.
         cleanup_env_steps: env steps between two clean-ups, which return unused memory to the system;
             null turns them off.
@@ -79,6 +82,8 @@ class ReplayConfig:
     priority_eps: float = 1e-6
     priority_clip: float | None = None
     weight_normalization: Literal["batch", "buffer"] = "batch"
+    storage: Literal["raw", "lz4"] = "raw"
+    cached_frames: int = 1024
     memory_alert_fraction: float = 0.9
     cleanup_env_steps: int | None = 100_000
 

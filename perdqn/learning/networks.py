@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,20 +119,20 @@ class OneHot(nn.Module):
 
 
 class ToImage(nn.Module):
-    """Frames, alone or stacked, to float images [C, H, W]; uint8 is scaled to [0, 1].
+    """Frames, alone or stacked, to float images [C, H, W].
 
+    Bytes are scaled to [0, 1]; floats are taken as they are, for a replay can scale bytes by itself.
     Of three axes the channels are the smaller one of first and last, the last where they tie.
     The channels of stacked frames follow each other, oldest frame first.
 
     Args:
         shape: [H, W], [S, H, W] if ``is_stacked``, [C, H, W], [H, W, C], or the latter two stacked.
-        dtype: as the environment hands it out.
         is_stacked: whether the first axis counts frames.
     """
 
     scale: Tensor
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, is_stacked: bool = False) -> None:
+    def __init__(self, shape: tuple[int, ...], is_stacked: bool = False) -> None:
         super().__init__()
         has_channels = len(shape) - is_stacked == 3
         self.is_channels_last = has_channels and shape[-1] <= shape[-3]
@@ -141,23 +140,23 @@ class ToImage(nn.Module):
         if len(shape) == 2:
             frame = (1, *shape)
         self.shape = (shape[0] * frame[0], *frame[1:]) if len(shape) == 4 else frame
-        self.is_scaled = dtype == np.uint8
         self.register_buffer("scale", torch.tensor(1 / 255), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_channels_last:
             x = x.movedim(-1, -3)
+        are_bytes = x.dtype == torch.uint8
         # Convolutions are slower on a permuted view than the one copy that the conversion makes anyway.
         x = x.reshape(-1, *self.shape).to(self.scale.dtype, memory_format=torch.contiguous_format)
-        return x.mul_(self.scale) if self.is_scaled else x
+        return x.mul_(self.scale) if are_bytes else x
 
 
 def _encode_column(column: Column, spec: EnvSpec) -> ToVector | OneHot | ToImage:
     shape = spec.obs_shape(column)
     if column.num_values is not None:
         return OneHot(shape, column.num_values, column.start)
-    if len(column.shape) in (2, 3):
-        return ToImage(shape, column.dtype, is_stacked=spec.frame_stack > 1)
+    if column.is_image:
+        return ToImage(shape, is_stacked=spec.frame_stack > 1)
     return ToVector(shape)
 
 

@@ -27,6 +27,7 @@ before it is read; segments that no manifest names are leftovers of a save that 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -42,7 +43,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
-Columns = Mapping[str, Array]
+Columns = Mapping[str, Any]  # arrays, or what has their len, shape, dtype and slices
 Counters = tuple[int, ...]  # one per ring
 
 FORMAT, VERSION = "perdqn-rows", 1
@@ -95,8 +96,10 @@ def read_rows(
     frame = content[_check_header(file, content, columns, first, stop) :]
     try:
         with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
-            for piece in _pieces(columns, first, stop):
-                _fill(np.empty_like(piece) if only_check else piece, reader)
+            for column, slots in _pieces(columns, first, stop):
+                rows = _read(reader, (slots.stop - slots.start, *column.shape[1:]), column.dtype)
+                if not only_check:
+                    column[slots] = rows
             if reader.read(1):
                 raise EOFError("there is more than its header says")
     except (zstandard.ZstdError, EOFError) as error:
@@ -108,8 +111,8 @@ def _encode(columns: Columns, first: Counters, stop: Counters, level: int) -> It
     header = json.dumps(_header(columns, first, stop), separators=(",", ":")).encode()
     yield _SKIPPABLE + len(header).to_bytes(4, "little") + header
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj()
-    for piece in _pieces(columns, first, stop):
-        yield compressor.compress(_as_bytes(np.ascontiguousarray(piece, _little(piece.dtype))))
+    for column, slots in _pieces(columns, first, stop):
+        yield compressor.compress(_as_bytes(np.ascontiguousarray(column[slots], _little(column.dtype))))
     yield compressor.flush()
 
 
@@ -148,30 +151,32 @@ def _check_header(file: File, content: memoryview, columns: Columns, first: Coun
     return end
 
 
-def _pieces(columns: Columns, first: Counters, stop: Counters) -> Iterator[Array]:
-    """Contiguous views of these rows, in the order of the file."""
+def _pieces(columns: Columns, first: Counters, stop: Counters) -> Iterator[tuple[Any, slice]]:
+    """Columns and slots of these rows next to each other, in the order of the file."""
     for column in columns.values():
-        for ring, begin, end in zip(
-            column.reshape(len(first), -1, *column.shape[1:]), first, stop, strict=True
-        ):
-            at_once = max(1, _BLOCK_BYTES // max(1, ring[0].nbytes))
+        length = len(column) // len(first)
+        at_once = max(1, _BLOCK_BYTES // max(1, _row_bytes(column)))
+        for ring, (begin, end) in enumerate(zip(first, stop, strict=True)):
             while begin < end:
-                slot = begin % len(ring)
-                num = min(end - begin, len(ring) - slot, at_once)
-                yield ring[slot : slot + num]
+                slot = ring * length + begin % length
+                num = min(end - begin, (ring + 1) * length - slot, at_once)
+                yield column, slice(slot, slot + num)
                 begin += num
 
 
-def _fill(piece: Array, reader: Any) -> None:
-    buffer = piece if piece.dtype == _little(piece.dtype) else np.empty(piece.shape, _little(piece.dtype))
-    rest = _as_bytes(buffer)
+def _read(reader: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    rows = np.empty(shape, _little(dtype))
+    rest = _as_bytes(rows)
     while rest:
         num = reader.readinto(rest)
         if not num:
             raise EOFError("they end too early")
         rest = rest[num:]
-    if buffer is not piece:
-        piece[...] = buffer
+    return rows
+
+
+def _row_bytes(column: Any) -> int:
+    return column.dtype.itemsize * math.prod(column.shape[1:])
 
 
 def _little(dtype: np.dtype) -> np.dtype:
@@ -217,7 +222,7 @@ class Journal:
     def __init__(self, columns: Columns, num_rings: int) -> None:
         self._columns = columns
         num_slots = len(next(iter(columns.values())))
-        row_bytes = sum(column[0].nbytes for column in columns.values())
+        row_bytes = sum(map(_row_bytes, columns.values()))
         self._length = num_slots // num_rings
         least = _LEAST_BYTES // max(1, row_bytes)
         self._most_joined, self._most = (max(num_slots // n, least, 1) for n in (_JOINED, _SPLIT))

@@ -49,7 +49,7 @@ class PrioritizedReplay:
         priority_eps: added to every priority; above 0, so that no row is lost for ever.
         priority_clip: upper bound of a priority before the exponent.
         weight_normalization: ``batch`` or ``buffer``: whose largest weight becomes 1.
-        n_step, gamma, reward_clip: see `Rows`.
+        n_step, gamma, reward_clip, storage, cached_frames: see `Rows`.
         memory_alert_fraction: share of the memory limit above which `get_memory_usage` alerts.
         seed: of the sampler's own random numbers.
 
@@ -72,6 +72,8 @@ class PrioritizedReplay:
         gamma: float = 0.99,
         reward_clip: float | None = None,
         memory_alert_fraction: float = 0.9,
+        storage: str = "raw",
+        cached_frames: int = 1024,
         seed: int = 0,
     ) -> None:
         if not 0.0 <= alpha <= 1.0:
@@ -87,8 +89,20 @@ class PrioritizedReplay:
         self.priority_clip = np.inf if priority_clip is None else priority_clip
         self.weight_normalization = weight_normalization
         self.memory_alert_fraction = memory_alert_fraction
-        clip = np.inf if reward_clip is None else reward_clip
-        self.rows = Rows(spec, num_envs, capacity, n_step=n_step, gamma=gamma, reward_clip=clip)
+        if storage not in ("raw", "lz4"):
+            raise ValueError(f"storage must be raw or lz4, got {storage!r}")
+        if cached_frames < 0:
+            raise ValueError(f"cached_frames must be at least 0, got {cached_frames}")
+        self.rows = Rows(
+            spec,
+            num_envs,
+            capacity,
+            n_step=n_step,
+            gamma=gamma,
+            reward_clip=np.inf if reward_clip is None else reward_clip,
+            storage=storage,
+            cached_frames=cached_frames,
+        )
         self._alpha = alpha if prioritized else 0.0
         self._tree = SumTree(self.rows.size_limit)
         self._smallest = MinTree(self.rows.size_limit) if weight_normalization == "buffer" else None
@@ -230,11 +244,14 @@ class PrioritizedReplay:
 
     # -- drawing ---------------------------------------------------------------------------------
 
-    def sample(self, batch_size: int, beta: float = 1.0) -> TransitionBatch:
+    def sample(self, batch_size: int, beta: float = 1.0, scaled: bool = False) -> TransitionBatch:
         """Draw a stratified batch: one row from each of ``batch_size`` equal shares of the priority mass.
 
         Weights are (N * P(i))^-beta over the N rows that can start a transition, divided by the
         largest of the batch or of the buffer.
+
+        Args:
+            scaled: images of bytes as float32 in [0, 1], each value times float32(1 / 255).
 
         Raises:
             ValueError: no row can start a transition yet, or beta lies outside [0, 1].
@@ -256,13 +273,14 @@ class PrioritizedReplay:
         weights, ids = self._weights(leaves, beta), both_ids[0]
         self.samples_drawn += batch_size
         self._newest_batch = (ids, weights)
-        both = rows.observations_at(both_slots.reshape(-1), both_ids.reshape(-1))
+        both = rows.observations_at(both_slots.reshape(-1), both_ids.reshape(-1), scaled)
+        columns = {name: torch.from_numpy(column) for name, column in both.items()}
         return TransitionBatch(
-            obs={name: torch.from_numpy(column[:batch_size]) for name, column in both.items()},
+            obs={name: column[:batch_size] for name, column in columns.items()},
             action=torch.from_numpy(action),
             reward=torch.from_numpy(reward),
             discount=torch.from_numpy(discount),
-            next_obs={name: torch.from_numpy(column[batch_size:]) for name, column in both.items()},
+            next_obs={name: column[batch_size:] for name, column in columns.items()},
             is_weight=torch.from_numpy(weights),
             id=torch.from_numpy(ids),
         )
@@ -425,12 +443,15 @@ class PrioritizedReplay:
 
         ``cache_hit_rate`` counts every look-up of a stored p^alpha; those that had to be computed
         again (alpha changed, restored without leaves, the maximum moved) are misses.
+        ``frame_cache_hit_rate`` counts look-ups of decompressed frames, once for each frame of a batch;
+        it is 0 where storage is raw.
         ``effective_sample_size`` is (sum q)^2 / sum q^2 over q = p^alpha, in rows;
         ``priority_entropy`` is that of P(i) in nats, divided by log N: 1 is uniform.
         Ages count rows of an environment since the row was added.
         """
         leaves = self._tree.leaves[self._tree.leaves > 0.0]
         lookups = self._hits + self._misses
+        frame_hits, frame_misses = self.rows.frame_cache_counts
         probabilities = leaves / leaves.sum() if leaves.size else leaves
         entropy = -float((probabilities * np.log(probabilities)).sum()) if leaves.size else 0.0
         return {
@@ -443,6 +464,9 @@ class PrioritizedReplay:
             "cache_hits": self._hits,
             "cache_misses": self._misses,
             "cache_hit_rate": self._hits / lookups if lookups else 0.0,
+            "frame_cache_hits": frame_hits,
+            "frame_cache_misses": frame_misses,
+            "frame_cache_hit_rate": frame_hits / max(1, frame_hits + frame_misses),
             "priority_max": self.priority_max,
             "priority_entropy": entropy / np.log(leaves.size) if leaves.size > 1 else 1.0,
             "effective_sample_size": float(1.0 / (probabilities**2).sum()) if leaves.size else 0.0,
@@ -468,7 +492,9 @@ class PrioritizedReplay:
     def get_memory_usage(self) -> dict[str, Any]:
         """Bytes by part, per transition and of the process, and whether the alert threshold is passed.
 
-        ``reserved_bytes`` is what the full replay takes; pages are committed as rows are written.
+        ``reserved_bytes`` is what the full replay takes; pages are committed as rows are written. Of
+        compressed frames it is what they take now, and ``bytes_per_transition`` expects the rest to
+        shrink like these.
         ``limit_bytes`` is the tightest limit of the container, ``used_bytes`` all that counts against
         it; without one, the machine's memory and this process's share of it.
         """
@@ -479,7 +505,7 @@ class PrioritizedReplay:
         return {
             "parts": parts,
             "reserved_bytes": reserved,
-            "bytes_per_transition": reserved / self.capacity,
+            "bytes_per_transition": (reserved + self.rows.bytes_to_come) / self.capacity,
             "process_rss_bytes": psutil.Process().memory_info().rss,
             "used_bytes": used,
             "limit_bytes": limit,
@@ -491,6 +517,7 @@ class PrioritizedReplay:
         """Hand memory that is not in use back to the system; returns by how many bytes the process shrank."""
         before = psutil.Process().memory_info().rss
         self._newest_batch = None
+        self.rows.release_memory()
         gc.collect()
         trim_heap()
         return max(0, before - psutil.Process().memory_info().rss)

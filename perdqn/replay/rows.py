@@ -17,7 +17,9 @@ import torch
 from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
-from perdqn.jit import kernel, prefetch
+from perdqn.jit import kernel
+from perdqn.replay.compressed_frames import CompressedFrames
+from perdqn.replay.frames import NO_FRAME, RawFrames
 from perdqn.replay.journal import Counters, Journal, Segment
 from perdqn.transition import EnvSpec
 
@@ -192,16 +194,16 @@ def windows(
 
 
 @kernel
-def _gather_stacks(
-    frames: Array, flags: Array, num_envs: int, length: int, ids: Ints, frame_stack: int, repeat_first: bool
-) -> Array:
-    """Bytes of the stacks ending at ``ids``, oldest frame first [n, stack, row bytes]."""
-    out = np.zeros((ids.size, frame_stack, frames.shape[1]), np.uint8)
+def _stack_slots(
+    flags: Array, num_envs: int, length: int, ids: Ints, frame_stack: int, repeat_first: bool
+) -> Ints:
+    """Where the frames of the stacks ending at ``ids`` lie, oldest first [n, stack]."""
+    slots = np.full((ids.size, frame_stack), NO_FRAME, np.int64)
     for i in range(ids.size):
         counter, env = divmod(ids[i], num_envs)
         ring = env * length
         slot = ring + counter % length
-        out[i, frame_stack - 1] = frames[slot]
+        slots[i, frame_stack - 1] = slot
         started = (flags[slot] & FIRST) != 0
         for back in range(1, frame_stack):
             if not started:
@@ -209,15 +211,8 @@ def _gather_stacks(
                 started = (flags[slot] & FIRST) != 0
             elif not repeat_first:
                 break
-            out[i, frame_stack - 1 - back] = frames[slot]
-    return out
-
-
-@kernel
-def _ask_for(frames: Array, width: int, slots: Ints) -> None:
-    """Begin to load small frames of ``width`` numbers, so that gathering them does not wait for each."""
-    for slot in slots:
-        prefetch(frames, slot * width)
+            slots[i, frame_stack - 1 - back] = slot
+    return slots
 
 
 class Rows:
@@ -230,6 +225,8 @@ class Rows:
         n_step: longest window.
         gamma: discount per step.
         reward_clip: each reward is clipped to [-c, c] before it is summed; inf leaves them alone.
+        storage: ``raw``, or ``lz4`` to compress images of bytes.
+        cached_frames: compressed frames kept decompressed, per column.
 
     Raises:
         ValueError: a ring is too short for one window and one stack.
@@ -244,6 +241,8 @@ class Rows:
         n_step: int = 1,
         gamma: float = 0.99,
         reward_clip: float = np.inf,
+        storage: str = "raw",
+        cached_frames: int = 0,
     ) -> None:
         self.spec, self.num_envs, self.length = spec, num_envs, capacity // num_envs
         self.n_step, self.gamma, self.reward_clip = n_step, gamma, reward_clip
@@ -254,7 +253,12 @@ class Rows:
                 f"n_step {n_step} with frame_stack {spec.frame_stack} needs at least {shortest}"
             )
         size = self.size_limit
-        self.frames: Columns = {c.name: np.zeros((size, *c.shape), c.dtype) for c in spec.columns}
+        self.frames: dict[str, RawFrames | CompressedFrames] = {
+            column.name: CompressedFrames(column, size, num_envs, cached_frames)
+            if storage == "lz4" and column.is_byte_image
+            else RawFrames(column, size)
+            for column in spec.columns
+        }
         self.actions = np.zeros(size, np.int32)
         self.rewards = np.zeros(size, np.float32)
         self.flags = np.zeros(size, np.uint8)
@@ -342,38 +346,58 @@ class Rows:
         )
         return Windows(action, reward, discount, both_ids[1])
 
-    def observations(self, ids: Ints) -> Columns:
-        """Observations ending at ``ids``, per column [n, (stack,) *shape]."""
-        if self.spec.frame_stack == 1:
-            slots = self.slots(ids)
-            return {name: stored.take(slots, axis=0) for name, stored in self.frames.items()}
-        return {name: self._stacks(stored, ids) for name, stored in self.frames.items()}
+    def observations(self, ids: Ints, scaled: bool = False) -> Columns:
+        """Observations ending at ``ids``, per column [n, (stack,) *shape].
 
-    def observations_at(self, slots: Ints, ids: Ints) -> Columns:
+        Args:
+            scaled: images of bytes as float32 in [0, 1].
+        """
+        return self.observations_at(self.slots(ids), ids, scaled)
+
+    def observations_at(self, slots: Ints, ids: Ints, scaled: bool = False) -> Columns:
         """`observations` of rows that are known to lie at ``slots``."""
-        if self.spec.frame_stack > 1:
-            return self.observations(ids)
-        for stored in self.frames.values():
-            _ask_for(stored.reshape(-1), stored[0].size, slots)
-        return {name: stored.take(slots, axis=0) for name, stored in self.frames.items()}
+        wanted = slots if self.spec.frame_stack == 1 else self._stacks(ids)
+        return {name: stored.gather(wanted, scaled) for name, stored in self.frames.items()}
 
-    def _stacks(self, stored: Array, ids: Ints) -> Array:
-        as_bytes = stored.reshape(len(stored), -1).view(np.uint8)
+    def _stacks(self, ids: Ints) -> Ints:
         repeat = self.spec.stack_padding == "repeat"
-        stack = self.spec.frame_stack
-        out = _gather_stacks(as_bytes, self.flags, self.num_envs, self.length, ids, stack, repeat)
-        return out.view(stored.dtype).reshape(len(ids), stack, *stored.shape[1:])
+        return _stack_slots(self.flags, self.num_envs, self.length, ids, self.spec.frame_stack, repeat)
+
+    def release_memory(self) -> None:
+        """Let go of what only makes gathering faster."""
+        for stored in self.frames.values():
+            stored.release_memory()
 
     def bytes_by_part(self) -> dict[str, int]:
-        """Bytes reserved; the operating system hands out pages only as they are written."""
-        scalars = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.heads.nbytes
-        return {**{f"frames/{n}": a.nbytes for n, a in self.frames.items()}, "scalars": scalars}
+        """Bytes reserved; compressed frames reserve as they come in, the others all at once.
 
-    def _stored(self) -> dict[str, Array]:
+        The operating system hands out pages only as they are written.
+        """
+        scalars = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.heads.nbytes
+        frames = {f"frames/{name}": stored.nbytes for name, stored in self.frames.items()}
+        caches = {f"frame_cache/{name}": stored.cache_nbytes for name, stored in self._compressed.items()}
+        return {**frames, **caches, "scalars": scalars}
+
+    @property
+    def bytes_to_come(self) -> int:
+        """Bytes that compressed frames will still reserve, if those to come shrink like those there are."""
+        return sum(max(0, stored.nbytes_when_full - stored.nbytes) for stored in self._compressed.values())
+
+    @property
+    def frame_cache_counts(self) -> tuple[int, int]:
+        """Look-ups of decompressed frames that hit and missed; none where nothing is compressed."""
+        counts = [stored.cache_counts for stored in self._compressed.values()]
+        return sum(hits for hits, _ in counts), sum(misses for _, misses in counts)
+
+    @property
+    def _compressed(self) -> dict[str, CompressedFrames]:
+        return {n: stored for n, stored in self.frames.items() if isinstance(stored, CompressedFrames)}
+
+    def _stored(self) -> dict[str, Any]:
         return {**self._unchanging(), "flags": self.flags}
 
-    def _unchanging(self) -> dict[str, Array]:
-        """All but the flags, of which `cut` changes the newest."""
+    def _unchanging(self) -> dict[str, Any]:
+        """All columns but the flags, of which `cut` changes the newest."""
         columns = {f"frames/{name}": stored for name, stored in self.frames.items()}
         return {**columns, "actions": self.actions, "rewards": self.rewards}
 
@@ -384,12 +408,22 @@ class Rows:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors over the rows in use; those of a full replay share its memory."""
-        used = self._used
         state: dict[str, Any] = {"heads": torch.from_numpy(self.heads.copy()), "length": self.length}
         for name, stored in self._stored().items():
-            rings = stored.reshape(self.num_envs, self.length, *stored.shape[1:])[:, :used]
-            state[name] = torch.from_numpy(np.ascontiguousarray(rings))
+            state[name] = torch.from_numpy(self._rings(stored))
         return state
+
+    def _rings(self, stored: Any) -> Array:
+        """Rows in use [num_envs, used, ...]."""
+        used = self._used
+        if self.num_envs == 1 or used == self.length:
+            return stored[: self.num_envs * used].reshape(self.num_envs, used, *stored.shape[1:])
+        return np.stack([stored[begin : begin + used] for begin in self._begins])
+
+    @property
+    def _begins(self) -> range:
+        """The first slot of each ring."""
+        return range(0, self.size_limit, self.length)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over rows saved by an equally shaped replay.
@@ -400,14 +434,14 @@ class Rows:
         heads = state["heads"].numpy()
         self._check_rings(heads, state["length"])
         stored = self._stored()
-        for name, array in stored.items():
-            if name not in state or tuple(state[name].shape[2:]) != array.shape[1:]:
-                raise ValueError(f"saved replay lacks {name} of shape {array.shape[1:]}")
+        for name, column in stored.items():
+            if name not in state or tuple(state[name].shape[2:]) != column.shape[1:]:
+                raise ValueError(f"saved replay lacks {name} of shape {column.shape[1:]}")
         self._journal.forget()
         self.heads[:] = heads
-        for name, array in stored.items():
-            rings = array.reshape(self.num_envs, self.length, *array.shape[1:])
-            rings[:, : self._used] = state[name].numpy()
+        for name, column in stored.items():
+            for begin, ring in zip(self._begins, state[name].numpy(), strict=True):
+                column[begin : begin + self._used] = ring
 
     def _check_rings(self, heads: Ints, length: int) -> None:
         if heads.size != self.num_envs or length != self.length:
@@ -454,7 +488,6 @@ class Rows:
 
     def _clear_dead(self, heads: Ints) -> None:
         """Forget rows of a time after ``heads``, so that a slot says no more than a new replay's."""
-        for array in self._unchanging().values():
-            rings = array.reshape(self.num_envs, self.length, *array.shape[1:])
-            for ring, head in zip(rings, heads, strict=True):
-                ring[head : self._used] = 0
+        for column in self._unchanging().values():
+            for begin, head in zip(self._begins, heads, strict=True):
+                column[begin + head : begin + self._used] = 0

@@ -31,6 +31,7 @@ from perdqn.config import (
 )
 from perdqn.config.trainer import REFUSED
 from perdqn.config.values import HINTS, RANGES
+from perdqn.transition import Column, EnvSpec
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -338,6 +339,13 @@ def frames(*shapes: tuple[int, ...]) -> Any:
 
 def test_a_row_is_its_single_frames_and_37_bytes() -> None:
     assert row_bytes(frames((84, 84), (3,))) == 84 * 84 + 3 + 37
+
+
+def test_a_compressed_image_is_not_counted_beforehand() -> None:
+    columns = (Column("image", (84, 84), np.dtype(np.uint8)), Column("place", (3,), np.dtype(np.float32)))
+    spec = EnvSpec(columns, True, 2)
+    assert row_bytes(spec, "lz4") == 12 + 3 * 4 + 37
+    assert row_bytes(spec) == 84 * 84 + 3 * 4 + 37
 
 
 def test_a_replay_beyond_memory_names_the_capacity_that_fits() -> None:

@@ -112,6 +112,12 @@ def test_wall_clock_and_places_do_not_count(saved: dict[str, Any]) -> None:
     assert differing(fingerprint(saved), fingerprint(other)) == []
 
 
+def test_settings_that_change_the_cost_of_a_replay_alone_do_not_count(saved: dict[str, Any]) -> None:
+    other = copy.deepcopy(saved)
+    other["hyper_parameters"]["replay"].update(storage="lz4", cached_frames=7)
+    assert differing(fingerprint(saved), fingerprint(other)) == []
+
+
 def test_best_score_counts(saved: dict[str, Any]) -> None:
     other = copy.deepcopy(saved)
     (best,) = (state for state in other["callbacks"].values() if state.get("monitor") == "eval/return_mean")
