@@ -56,6 +56,7 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         )
         self.learning_from = config.learner.warmup_env_steps
         self.pause_at: int | None = None
+        self.scales_images = False  # see `PrioritizedReplay.sample`
         self.env_steps = self.updates_issued = self.episodes = 0
         self._environments: Environments | None = None
         self._actor: Actor | None = None
@@ -86,7 +87,9 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         if not self.act_until_owed():
             return None
         self.updates_issued += 1
-        return self._replay.sample(self._config.learner.batch_size, self.beta(self.env_steps))
+        return self._replay.sample(
+            self._config.learner.batch_size, self.beta(self.env_steps), self.scales_images
+        )
 
     def act_until_owed(self) -> bool:
         """Act until an update is owed; whether one is, where the acting ends for another reason."""

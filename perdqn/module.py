@@ -441,6 +441,9 @@ class PERDQN(LightningModule):
                 # not quite what was saved where a recovery has lowered it: that holds on
                 group[name] = now if group[name] == before else group[name] * now / before
         self._changed_in_optimizer = {}
+        # Bytes are less to move to a GPU; of other floats than these, scaling has other last bits.
+        is_plain = next(self.online.parameters()).dtype == torch.float32
+        self.experience.scales_images = self.device.type == "cpu" and is_plain
         self._choose_backend()
         ahead = self.config.learner.act_ahead
         self._earlier_policy = GreedyPolicy(copy.deepcopy(self.online)) if ahead else None
@@ -462,7 +465,7 @@ class PERDQN(LightningModule):
                 self.online,
                 self.target,
                 self._optimizer,
-                empty_batch(self.spec, self.config.learner.batch_size).to(self.device),
+                self._empty_batch().to(self.device),
                 self.config.learner.double,
                 self.config.learner.max_grad_norm,
                 self.trainer.precision_plugin.forward_context,
@@ -473,6 +476,9 @@ class PERDQN(LightningModule):
                 raise ConfigError([NOT_COMPILED.format(why=error)]) from error
             self.backend = "eager"
             warnings.warn((GOES_ON if before else STARTS).format(why=error), UserWarning, stacklevel=2)
+
+    def _empty_batch(self) -> TransitionBatch:
+        return empty_batch(self.spec, self.config.learner.batch_size, self.experience.scales_images)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """The clean boundary: callbacks have saved by now if they wanted to, so the run may end here."""

@@ -104,12 +104,13 @@ class TransitionBatch:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "id"})
 
 
-def empty_batch(spec: EnvSpec, size: int) -> TransitionBatch:
+def empty_batch(spec: EnvSpec, size: int, scaled: bool = False) -> TransitionBatch:
     """Zeros of the shapes and dtypes that a replay hands out; no two tensors are the same one."""
 
     def observations() -> dict[str, Tensor]:
-        shapes = {column.name: (size, *spec.obs_shape(column)) for column in spec.columns}
-        return {c.name: torch.from_numpy(np.zeros(shapes[c.name], c.dtype)) for c in spec.columns}
+        dtypes = {c.name: np.float32 if scaled and c.is_byte_image else c.dtype for c in spec.columns}
+        shapes = {c.name: (size, *spec.obs_shape(c)) for c in spec.columns}
+        return {name: torch.from_numpy(np.zeros(shapes[name], dtypes[name])) for name in shapes}
 
     reward, discount, is_weight = (torch.zeros(size) for _ in range(3))
     action, ids = (torch.zeros(size, dtype=torch.int64) for _ in range(2))

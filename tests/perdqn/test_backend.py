@@ -238,3 +238,28 @@ def test_a_failure_while_acting_ahead_waits_for_the_update() -> None:
     assert module._compiled._pending is None
     steps = {float(state["step"]) for state in module.optimizers().state.values()}
     assert steps == {21.0}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_images_scaled_by_the_replay_train_the_same_bits(precision: str) -> None:
+    states = []
+    for scales in (True, False):
+        module = PERDQN(
+            env={"id": "toys.Pixels"},
+            replay={"capacity": 300, "beta_env_steps": 100},
+            learner={"batch_size": 8, "warmup_env_steps": 20, "target_update_period": 5},
+            exploration={"epsilon_env_steps": 50},
+            evaluation={"every_env_steps": None},
+            total_env_steps=100,
+        )
+        run = trainer(precision=precision)
+        if not scales:
+            module.memory.sample = _unscaled(module.memory.sample)  # type: ignore[method-assign]
+        run.fit(module)
+        assert module.experience.scales_images == (precision == "32-true")
+        states.append(module.state_dict())
+    assert_same(*states)
+
+
+def _unscaled(sample: Any) -> Any:
+    return lambda batch_size, beta, scaled: sample(batch_size, beta)

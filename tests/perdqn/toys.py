@@ -112,6 +112,19 @@ class Noisy(Counting):
         return super().step(action)
 
 
+class Pixels(Counting):
+    """Shows (step, noise) as a picture of bytes."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Box(0, 255, (10, 10), np.uint8)
+
+    def observe(self):
+        picture = np.full((10, 10), self.step_number, np.uint8)
+        picture[3] = int(97 * self.noise) % 256
+        return picture
+
+
 class Mapping(Counting):
     """A flat Dict: a picture, a position among 4 counted from 2, and the vector."""
 
