@@ -50,6 +50,7 @@ from perdqn.transition import EnvSpec
 TRAINER_DEFAULTS = {
     "max_epochs": 1,
     "num_sanity_val_steps": 0,
+    "log_every_n_steps": 200,
     "enable_model_summary": False,
     "default_root_dir": ".",
 }

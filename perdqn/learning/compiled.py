@@ -79,6 +79,8 @@ class CompiledStep:
 
     def start(self, batch: TransitionBatch) -> Started:
         """Begin one step, between `begin` and `end`; until it is finished, batch and weights are its own."""
+        if self._update.is_stochastic:
+            self._bind()  # new noise may be in new tensors
         self._set_numbers(self._num_before + self._num_taken + 1)
         inputs = [*self._state, *_columns(batch)]
         if self._thread is None:
@@ -102,11 +104,14 @@ class CompiledStep:
         return Report(numbers[0], told[: -len(Figures._fields)], partial(Figures, *numbers))
 
     def begin(self) -> None:
-        """Before some steps: see where weights and optimiser state lie, and what the learning rate is."""
+        """Before some steps: see where weights and optimiser state lie, and how many steps were taken."""
+        self._bind()
+        self._num_before, self._num_taken = int(self._counts[0]), 0
+
+    def _bind(self) -> None:
         trained, others = self._update.weights()
         states = [_adam_state(self._optimizer, parameter) for parameter in trained]
         self._counts = [state["step"] for state in states]
-        self._num_before, self._num_taken = int(self._counts[0]), 0
         self._state = [
             *(parameter.detach() for parameter in trained),
             *(state["exp_avg"] for state in states),
@@ -158,6 +163,7 @@ class _Update(nn.Module):
         super().__init__()
         self._networks = {"online": online, "target": target}  # a dict hides them: all weights are inputs
         self._double, self._context, self._like = double, forward_context, batch
+        self._places = _places(self._networks)
         optimized = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
         named = self._named()
         self._trained = [name for name, tensor in named.items() if id(tensor) in optimized]
@@ -172,11 +178,11 @@ class _Update(nn.Module):
 
     def _named(self) -> dict[str, Tensor]:
         """Parameters and buffers of both networks, as they are now."""
-        return {
-            f"{which}.{name}": tensor
-            for which, network in self._networks.items()
-            for name, tensor in (*network.named_parameters(), *network.named_buffers())
-        }
+        return {name: owner[key] for name, (owner, key) in self._places.items()}
+
+    @property
+    def is_stochastic(self) -> bool:
+        return any(network.stochastic_modules() for network in self._networks.values())
 
     def weights(self) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters that take gradients, and all other tensors of the networks."""
@@ -223,6 +229,20 @@ class _Update(nn.Module):
                 [x.float() for x in (loss, norm, error.mean(), error.max(), learned.q_values.mean())]
             )
             return torch.cat([learned.priority.float(), numbers])
+
+
+def _places(networks: dict[str, QNetwork]) -> dict[str, tuple[dict[str, Any], str]]:
+    """By name, where each tensor of the networks hangs; one that hangs in two places is named once."""
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    seen: set[int] = set()
+    for which, network in networks.items():
+        for path, part in network.named_modules(prefix=which):
+            for owner in (part._parameters, part._buffers):
+                for key, tensor in owner.items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        found[f"{path}.{key}"] = (owner, key)
+    return found
 
 
 class _Objective(nn.Module):

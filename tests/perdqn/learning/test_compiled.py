@@ -286,6 +286,35 @@ class Branching(Dropping):
         return y if y.sum() > 0 else 2 * y
 
 
+class Noisy(nn.Module):
+    """A torso whose noise is another tensor after each draw."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer, self.num_features = nn.Linear(*shape, 8), 8
+        self.register_buffer("noise", torch.zeros(8))
+
+    def resample(self, generator: torch.Generator) -> None:
+        self.noise = torch.randn(8, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.noise
+
+
+def test_new_noise_is_seen_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TORSOS, "mlp", Noisy)
+    pair = Pair(network=ClassSpec("mlp"))
+    pair.step.begin()
+    for seed in range(10):
+        for network in (pair.online, pair.target, *pair.eager):
+            network.resample(torch.Generator().manual_seed(seed))
+        batch = pair.batch()
+        assert pair.take(batch) is not None
+        pair.learn_eagerly(batch)
+    pair.step.end()
+    pair.assert_equal()
+
+
 @pytest.mark.parametrize(("torso", "why"), [(Dropping, "random"), (Branching, "cannot be traced")])
 def test_networks_that_cannot_be_one_graph_are_refused(
     monkeypatch: pytest.MonkeyPatch, torso: type, why: str
