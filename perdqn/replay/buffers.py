@@ -32,10 +32,10 @@ class Buffers:
     Every view of an array, and every tensor made from it, holds a reference to it for as long as it lives.
 
     Args:
-        most: arrays kept: the batch in use and the one being made, with some room.
+        most: arrays kept: the batch in use and the one being made, as bytes and as floats.
     """
 
-    def __init__(self, most: int = 3) -> None:
+    def __init__(self, most: int = 4) -> None:
         self._most = most
         self._kept: list[Array] = []  # of bytes; what is handed out are views of these
 
