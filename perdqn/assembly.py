@@ -236,7 +236,11 @@ class RunCLI(LightningCLI):
             return given
         path = self.folder.path
         return TensorBoardLogger(
-            path.parent.parent, name=path.parent.name, version=path.name, default_hp_metric=False
+            path.parent.parent,
+            name=path.parent.name,
+            version=path.name,
+            default_hp_metric=False,
+            max_queue=1_000,  # of 10, as it comes, training waits for the writer at every row
         )
 
     def _get_run_callbacks(self, with_checkpoints: bool) -> list[Callback]:

@@ -67,7 +67,7 @@ class ReplayConfig:
         weight_normalization: divide importance weights by the ``batch``'s largest or the ``buffer``'s.
         storage: how frames lie in memory: ``raw``, or each image of bytes compressed by ``lz4`` (an extra),
             10 to 30 times smaller in most Atari games; changes the cost, never the result.
-        cached_frames: compressed frames kept decompressed, for rows drawn again and again; 0 keeps none.
+        cached_frames: compressed frames kept decompressed; pays where few rows are drawn again and again.
         memory_alert_fraction: share of the memory limit above which a clean-up warns.
         cleanup_env_steps: env steps between two clean-ups, which return unused memory to the system;
             null turns them off.
@@ -83,7 +83,7 @@ class ReplayConfig:
     priority_clip: float | None = None
     weight_normalization: Literal["batch", "buffer"] = "batch"
     storage: Literal["raw", "lz4"] = "raw"
-    cached_frames: int = 1024
+    cached_frames: int = 0
     memory_alert_fraction: float = 0.9
     cleanup_env_steps: int | None = 100_000
 

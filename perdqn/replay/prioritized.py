@@ -73,7 +73,7 @@ class PrioritizedReplay:
         reward_clip: float | None = None,
         memory_alert_fraction: float = 0.9,
         storage: str = "raw",
-        cached_frames: int = 1024,
+        cached_frames: int = 0,
         seed: int = 0,
     ) -> None:
         if not 0.0 <= alpha <= 1.0:
