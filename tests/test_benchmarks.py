@@ -48,6 +48,13 @@ def test_memory_names_bytes_and_what_they_were_measured_on(tmp_path: Path) -> No
     assert result["versions"]["perdqn"]["torch"]
 
 
+def test_scaling_measures_every_size(tmp_path: Path) -> None:
+    found = run_quickly("scaling.py", tmp_path / "s.json")
+    assert [*found["replay"]] == ["16384", "32768"]
+    assert [*found["acting"]] == ["1", "2"]
+    assert all(cell["median"] > 0 for part in ("replay", "acting") for cell in found[part].values())
+
+
 def test_a_side_that_is_not_there_is_refused_by_name() -> None:
     command = [sys.executable, str(BENCHMARKS / "replay.py"), "--sides", "nobody"]
     done = subprocess.run(command, capture_output=True, text=True)

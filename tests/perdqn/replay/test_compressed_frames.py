@@ -193,7 +193,7 @@ def test_batches_and_saves_are_those_of_raw_storage_after_any_operations(
 
 
 def test_memory_and_statistics_name_what_compressed_frames_take():
-    replay = filled(spec=spec_of((LARGE,), frame_stack=4), num_steps=100, storage="lz4")
+    replay = filled(spec=spec_of((LARGE,), frame_stack=4), num_steps=100, storage="lz4", cached_frames=1024)
     usage = replay.get_memory_usage()
     stored = replay.rows.frames[OBS]
     assert usage["parts"][f"frames/{OBS}"] == stored.nbytes
