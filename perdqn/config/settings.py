@@ -65,6 +65,8 @@ class ReplayConfig:
         priority_eps: added to every new priority, so that none is ever zero.
         priority_clip: upper bound of a priority before the exponent; null leaves it free.
         weight_normalization: divide importance weights by the ``batch``'s largest or the ``buffer``'s.
+        device: where batches are drawn: ``host``, or ``learner``, which keeps a copy of the replay where the
+            networks are, so that a GPU waits for no batch. The CPU gives the same bits either way.
         memory_alert_fraction: share of the memory limit above which a clean-up warns.
         cleanup_env_steps: env steps between two clean-ups, which return unused memory to the system;
             null turns them off.
@@ -79,6 +81,7 @@ class ReplayConfig:
     priority_eps: float = 1e-6
     priority_clip: float | None = None
     weight_normalization: Literal["batch", "buffer"] = "batch"
+    device: Literal["host", "learner"] = "host"
     memory_alert_fraction: float = 0.9
     cleanup_env_steps: int | None = 100_000
 
