@@ -66,7 +66,7 @@ class ReplayConfig:
         priority_clip: upper bound of a priority before the exponent; null leaves it free.
         weight_normalization: divide importance weights by the ``batch``'s largest or the ``buffer``'s.
         device: where batches are drawn: ``host``, or ``learner``, which keeps a copy of the replay where the
-            networks are, so that a GPU waits for no batch. The CPU gives the same bits either way.
+            networks are, so that a GPU waits for no batch. On the CPU: the same bits, slower.
         memory_alert_fraction: share of the memory limit above which a clean-up warns.
         cleanup_env_steps: env steps between two clean-ups, which return unused memory to the system;
             null turns them off.
