@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +44,31 @@ PEERS = ("sb3", "sb3-8", "tianshou", "tianshou-8", "torchrl")
 
 
 def train(
-    side: str, setting: str, num_threads: int, seconds: float, begin: int, **ours: Any
+    side: str,
+    setting: str,
+    num_threads: int,
+    seconds: float,
+    begin: int,
+    changes: dict[str, Any],
+    **ours: Any,
 ) -> dict[str, Any]:
-    """What a side's process does: rates and counters of one window."""
+    """What a side's process does: rates and counters of one window, with some ``changes`` to the setting."""
     import torch
 
     torch.set_num_threads(num_threads)
     window = Window(begin, seconds)
     library, _, num_envs = side.partition("-")
     module = importlib.import_module(f"peers.{library}")
+    task = replace(SETTINGS[setting], **changes)
     if library == peers.OURS:
-        module.train(SETTINGS[setting], window, num_threads, **ours)
+        module.train(task, window, num_threads, **ours)
     else:
-        module.train(SETTINGS[setting], window, int(num_envs or 1))
+        module.train(task, window, int(num_envs or 1))
     return window.result()
 
 
 def compare(
-    setting: str, num_threads: int, variants: dict[str, list[str]], args: argparse.Namespace
+    setting: str, num_threads: int, variants: dict[str, list[str]], args: argparse.Namespace, **changes: Any
 ) -> dict[str, Any]:
     """One setting: all sides in turns, each round in a fresh process."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.sides}
@@ -69,6 +77,7 @@ def compare(
     for _ in range(args.rounds):
         for name in args.sides:
             job = {"setting": setting, "num_threads": num_threads, "seconds": args.seconds, "begin": begin}
+            job["changes"] = changes
             if name in variants:
                 job["overrides"] = [*args.ours_set, *variants[name]]
             with peers.Side(name, Path(__file__), args.environments, num_threads) as side:
@@ -76,7 +85,7 @@ def compare(
                 versions[name] = side.versions
             print(setting, num_threads, name, found[name][-1], flush=True)
     shared = {"rounds": args.rounds, "seconds": args.seconds, "threads": num_threads}
-    shared |= {"ours_set": args.ours_set, "variants": variants}
+    shared |= {"ours_set": args.ours_set, "variants": variants, "changes": changes}
     return {**shared, **peers.get_provenance("throughput.py"), "versions": versions, **judge(found)}
 
 

@@ -44,6 +44,7 @@ from perdqn.handover import fill_optimizer, load_model, save_model
 from perdqn.learning.greedy import GreedyPolicy
 from perdqn.learning.networks import build_network
 from perdqn.learning.objective import Figures, Report, eager_report, objective
+from perdqn.replay.on_device import OnDeviceReplay
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import TransitionBatch, empty_batch
 
@@ -152,7 +153,8 @@ class PERDQN(LightningModule):
 
     def _build_memory(self) -> PrioritizedReplay:
         replay, learner = self.config.replay, self.config.learner
-        return PrioritizedReplay(
+        kind = PrioritizedReplay if replay.device == "host" else OnDeviceReplay
+        return kind(
             self.spec,
             self.config.env.num_envs,
             replay.capacity,
@@ -441,6 +443,8 @@ class PERDQN(LightningModule):
                 # not quite what was saved where a recovery has lowered it: that holds on
                 group[name] = now if group[name] == before else group[name] * now / before
         self._changed_in_optimizer = {}
+        if isinstance(self.memory, OnDeviceReplay):
+            self.memory.place(self.device)
         # Bytes are less to move to a GPU; of other floats than these, scaling has other last bits.
         is_plain = next(self.online.parameters()).dtype == torch.float32
         self.experience.scales_images = self.device.type == "cpu" and is_plain

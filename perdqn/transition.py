@@ -92,16 +92,29 @@ class TransitionBatch:
     id: Tensor
 
     def to(self, device: torch.device) -> TransitionBatch:
-        """A copy on ``device``; the batch itself where it already lies there. Ids stay on the CPU."""
+        """A copy on ``device``; the batch itself where it already lies there. Ids stay on the CPU.
+
+        See `copy_to`: nothing waits for a GPU.
+        """
         if self.action.device == device:
             return self
 
         def move(value: Any) -> Any:
             if isinstance(value, dict):
-                return {name: column.to(device) for name, column in value.items()}
-            return value.to(device)
+                return {name: copy_to(column, device) for name, column in value.items()}
+            return copy_to(value, device)
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "id"})
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, itself where it lies there; to a GPU through pinned memory, without waiting.
+
+    The pinned memory is one of its own each time: torch's allocator hands it out again once the copy is done.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def empty_batch(spec: EnvSpec, size: int, scaled: bool = False) -> TransitionBatch:

@@ -107,3 +107,11 @@ def test_items_side_by_side_are_steps_of_as_many_environments() -> None:
     assert np.array_equal(before["next_obs"], after["obs"])
     ended = [before["done"], after["done"], *(next(steps)["done"] for _ in range(EPISODE[VECTORS] - 2))]
     assert np.array_equal(np.sum(ended, axis=0), np.ones(64))
+
+
+def test_gpu_runs_without_one_and_tells_whether_the_replays_agree(tmp_path: Path) -> None:
+    (result,) = run_quickly("gpu.py", tmp_path / "g.json", "--device", "cpu").values()
+    assert result["replay_has_same_bits"] == {"alpha 1.0": True, "alpha 0.6": True}
+    rates = {name: side["updates_per_second"]["median"] for name, side in result["sides"].items()}
+    assert set(rates) == {"perdqn-host-eager-fp32", "perdqn-device-eager-fp32"}
+    assert min(rates.values()) > 0

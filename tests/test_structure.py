@@ -72,8 +72,8 @@ PERDQN_FILES = {
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
-    "replay": "__init__ memory sum_tree journal memcpy lz4_block buffers frames compressed_frames rows"
-    " passes prioritized",
+    "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames compressed_frames"
+    " rows passes prioritized on_device",
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {

@@ -144,4 +144,6 @@ def _arguments(setting: Setting, num_threads: int) -> list[str]:
         f"total_env_steps={10**9}",
         *(pong if setting.network == "nature" else []),
     ]
-    return [f"--model.{each}" for each in settings]
+    accelerator = {"cpu": "cpu", "cuda": "gpu"}[setting.device]
+    trainer = [f"--trainer.accelerator={accelerator}", "--trainer.devices=1"]
+    return [*trainer, *(f"--model.{each}" for each in settings)]

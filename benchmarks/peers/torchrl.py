@@ -65,10 +65,11 @@ class Replay:
         self.buffer.update_priority(ids, torch.from_numpy(priorities).float())
 
 
-def _make_buffer(capacity: int, batch_size: int | None = None) -> TensorDictPrioritizedReplayBuffer:
-    return TensorDictPrioritizedReplayBuffer(
-        alpha=ALPHA, beta=BETA, storage=LazyTensorStorage(capacity), batch_size=batch_size
-    )
+def _make_buffer(
+    capacity: int, batch_size: int | None = None, device: str = "cpu"
+) -> TensorDictPrioritizedReplayBuffer:
+    storage = LazyTensorStorage(capacity, device=device)
+    return TensorDictPrioritizedReplayBuffer(alpha=ALPHA, beta=BETA, storage=storage, batch_size=batch_size)
 
 
 # -- training ---------------------------------------------------------------------------------------
@@ -100,6 +101,7 @@ def train(setting: Setting, window: Window, num_envs: int) -> None:
         )
     else:
         net = AnyBatch((NatureCNN if setting.network == "nature" else MinAtarCNN)(num_actions))
+    net, spec = net.to(setting.device), spec.to(setting.device)
     actor = QValueActor(net, spec=spec, in_keys=["observation"])
     explore = EGreedyModule(spec, setting.epsilon, setting.epsilon, annealing_num_steps=1)
     collector = Collector(
@@ -108,8 +110,11 @@ def train(setting: Setting, window: Window, num_envs: int) -> None:
         frames_per_batch=setting.train_every * _UPDATES_AT_ONCE,
         total_frames=-1,
         init_random_frames=setting.warmup,
+        policy_device=setting.device,
+        env_device="cpu",
+        storing_device=setting.device,
     )
-    buffer = _make_buffer(setting.capacity, setting.batch_size)
+    buffer = _make_buffer(setting.capacity, setting.batch_size, setting.device)
     loss_module = DQNLoss(actor, loss_function="smooth_l1", delay_value=True, double_dqn=False)
     loss_module.make_value_estimator(gamma=setting.gamma)
     target = HardUpdate(loss_module, value_network_update_interval=setting.target_updates)

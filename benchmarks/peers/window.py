@@ -20,6 +20,7 @@ class Setting:
         warmup: env steps before the first update.
         begin: env step at which the window opens.
         target_updates: updates between two copies to the target network.
+        device: of networks and updates: ``cpu`` or ``cuda``; perdqn and TorchRL heed it.
     """
 
     env: str
@@ -34,6 +35,7 @@ class Setting:
     target_updates: int = 250
     epsilon: float = 0.05
     gamma: float = 0.99
+    device: str = "cpu"
 
 
 class Window:
@@ -67,6 +69,7 @@ class Window:
         return {
             "env_steps_per_second": env_steps / seconds,
             "env_steps_per_cpu_second": env_steps / cpu_seconds,
+            "updates_per_second": updates / seconds,
             "env_steps": env_steps,
             "updates": updates,
             "env_steps_per_update": round(env_steps / updates, 4),

@@ -68,6 +68,8 @@ class ReplayConfig:
         storage: how frames lie in memory: ``raw``, or each image of bytes compressed by ``lz4`` (an extra),
             10 to 30 times smaller in most Atari games; changes the cost, never the result.
         cached_frames: compressed frames kept decompressed; pays where few rows are drawn again and again.
+        device: where batches are drawn: ``host``, or ``learner``, which keeps a copy of the replay where the
+            networks are, so that a GPU waits for no batch. On the CPU: the same bits, slower.
         memory_alert_fraction: share of the memory limit above which a clean-up warns.
         cleanup_env_steps: env steps between two clean-ups, which return unused memory to the system;
             null turns them off.
@@ -84,6 +86,7 @@ class ReplayConfig:
     weight_normalization: Literal["batch", "buffer"] = "batch"
     storage: Literal["raw", "lz4"] = "raw"
     cached_frames: int = 0
+    device: Literal["host", "learner"] = "host"
     memory_alert_fraction: float = 0.9
     cleanup_env_steps: int | None = 100_000
 

@@ -48,7 +48,9 @@ RANGES = {
     "replay.beta_env_steps": Range(0, remedy="use model.total_env_steps for the paper's setting"),
     "replay.priority_eps": _positive("use 1e-6, so that no priority is ever zero"),
     "replay.priority_clip": _positive("use 1.0, or null to leave priorities free"),
-    "replay.cached_frames": Range(0, remedy="use 0 to keep none, or as many as rows are drawn again and again"),
+    "replay.cached_frames": Range(
+        0, remedy="use 0 to keep none, or as many as rows are drawn again and again"
+    ),
     "replay.memory_alert_fraction": Range(0, 1, "use 0.9", above=True),
     "replay.cleanup_env_steps": Range(1, remedy="use null to turn clean-ups off"),
     "learner.learning_rate": Range(0, 1, "use 1e-4", above=True),

@@ -63,7 +63,7 @@ class Report(NamedTuple):
 
     Args:
         loss: where it is at hand at no cost.
-        priority: numpy array [batch].
+        priority: numpy array or tensor [batch].
         figures: computes them when asked.
     """
 
@@ -74,7 +74,7 @@ class Report(NamedTuple):
 
 def eager_report(learned: Learned, parameters: Iterable[Tensor], grad_norm: Tensor | None) -> Report:
     """Of an update whose gradients are still there; ``grad_norm`` is None where it was not needed."""
-    return Report(None, learned.priority.cpu().numpy(), partial(_figures, learned, parameters, grad_norm))
+    return Report(None, learned.priority, partial(_figures, learned, parameters, grad_norm))
 
 
 def _figures(learned: Learned, parameters: Iterable[Tensor], grad_norm: Tensor | None) -> Figures:

@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 
 NO_FRAME = -1  # the slot of a frame of zeros
 _FLOAT = np.dtype(np.float32)
-_SCALE = np.float32(1 / 255)
+SCALE = np.float32(1 / 255)
 
 
 @kernel
@@ -39,7 +39,7 @@ def scale(to: Array, at: int, source: Array, begin: int, num: int, streams: bool
         for i in range(0, wide, WIDE):
             scale_16(to, at + i, source, begin + i)
     for i in range(wide, num):
-        to[at + i] = np.float32(source[begin + i]) * _SCALE
+        to[at + i] = np.float32(source[begin + i]) * SCALE
 
 
 @kernel

@@ -31,7 +31,7 @@ from perdqn.replay.sum_tree import MinTree, SumTree
 from perdqn.transition import EnvSpec, TransitionBatch
 
 _COMPILED = (np.dtype(np.float32), np.dtype(np.float64))  # floats that kernels take
-_FIRST_PRIORITY = 1.0  # of rows that enter before anything was measured; see `_adopt_first_maximum`
+FIRST_PRIORITY = 1.0  # of rows that enter before anything was measured; see `_adopt_first_maximum`
 
 
 class PrioritizedReplay:
@@ -132,7 +132,7 @@ class PrioritizedReplay:
         """The running maximum, at which new rows enter."""
         if self._num_at_maximum <= 0 < self._maximum:  # a maximum of 0: nothing has been measured
             self._seek_maximum()
-        return self._maximum if self._num_at_maximum > 0 else _FIRST_PRIORITY
+        return self._maximum if self._num_at_maximum > 0 else FIRST_PRIORITY
 
     # -- adding ----------------------------------------------------------------------------------
 
@@ -256,12 +256,7 @@ class PrioritizedReplay:
         Raises:
             ValueError: no row can start a transition yet, or beta lies outside [0, 1].
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not 0.0 <= beta <= 1.0:
-            raise ValueError(f"beta must lie in [0, 1], got {beta}")
-        if self._num_eligible == 0:
-            raise ValueError("the replay holds no complete transition yet; add steps before sampling")
+        self._check_draw(batch_size, beta)
         self._refresh()
         rows = self.rows
         both_slots, both_ids, leaves, action, reward, discount = passes.draw(
@@ -285,6 +280,14 @@ class PrioritizedReplay:
             id=torch.from_numpy(ids),
         )
 
+    def _check_draw(self, batch_size: int, beta: float) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0.0 <= beta <= 1.0:
+            raise ValueError(f"beta must lie in [0, 1], got {beta}")
+        if self._num_eligible == 0:
+            raise ValueError("the replay holds no complete transition yet; add steps before sampling")
+
     def _weights(self, leaves: Array, beta: float) -> Array:
         self._hits += leaves.size
         smallest = leaves.min() if self._smallest is None else self._smallest.minimum
@@ -306,6 +309,8 @@ class PrioritizedReplay:
             ValueError: a shape, dtype or value is not as above; nothing is changed then.
         """
         ids = np.asarray(ids)
+        if isinstance(priorities, torch.Tensor):
+            priorities = priorities.cpu().numpy()
         values = np.asarray(priorities, dtype=np.float64)
         if ids.dtype != np.int64 or ids.ndim != 1 or values.shape != ids.shape:
             raise ValueError(
@@ -427,7 +432,8 @@ class PrioritizedReplay:
         assert np.array_equal(leaves > 0.0, allowed), "a leaf is positive where no transition may start"
         assert np.array_equal(self._priorities > 0.0, allowed)
         assert self._num_eligible == int(allowed.sum())
-        assert np.array_equal(leaves[allowed], self._priorities[allowed] ** self._alpha)
+        # not to the last bit: they may come from a machine whose powers round otherwise
+        assert np.allclose(leaves[allowed], self._priorities[allowed] ** self._alpha, rtol=1e-15, atol=0.0)
         if self._num_at_maximum > 0:
             assert self._maximum == self._priorities[self._measured].max()
             assert self._num_at_maximum == np.count_nonzero(self._priorities[self._measured] == self._maximum)
@@ -506,6 +512,7 @@ class PrioritizedReplay:
             "parts": parts,
             "reserved_bytes": reserved,
             "bytes_per_transition": (reserved + self.rows.bytes_to_come) / self.capacity,
+            "device_bytes": 0,
             "process_rss_bytes": psutil.Process().memory_info().rss,
             "used_bytes": used,
             "limit_bytes": limit,
@@ -618,4 +625,5 @@ class PrioritizedReplay:
         self._priorities[~allowed] = 0.0
         self._measured &= allowed
         self._seek_maximum()
-        self._priorities[allowed & (self._priorities == 0.0)] = self.priority_max
+        entry = self._maximum if self._num_at_maximum > 0 else FIRST_PRIORITY
+        self._priorities[allowed & (self._priorities == 0.0)] = entry

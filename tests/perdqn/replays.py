@@ -1,10 +1,15 @@
-"""Replays after random steps, and comparisons of their states.
+"""Replays after random steps, comparisons of their states, and where they save parts.
 
 Knows nothing about what a test wants to see of them.
 """
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import torch
+from holdfast.storage.generations import File
+from holdfast.storage.parts import DamagedPart
 
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import OBS, Column, EnvSpec
@@ -78,3 +83,51 @@ def assert_same(left, right):
 
 def assert_same_batch(left, right):
     assert_same(vars(left), vars(right))
+
+
+class Store:
+    """Parts in a dict, by the rules of `holdfast.storage.parts.PartStore`."""
+
+    def __init__(self, folder="here"):
+        self.folder = Path(folder)
+        self.parts = {}
+        self.largest_chunk = 0
+        self.written = []  # what the newest save wrote
+
+    def write(self, path, chunks):
+        content = bytearray()
+        for chunk in chunks:
+            self.largest_chunk = max(self.largest_chunk, len(chunk))
+            content += chunk
+        file = File(named(path, content), len(content), hashlib.sha256(content).hexdigest())
+        if file.size != len(self.parts.get(file.path, content)):
+            raise FileExistsError(f"{file.path} exists with other content")
+        self.parts[file.path] = bytes(content)
+        self.written.append(file.path)
+        return file
+
+    def keep(self, file):
+        if len(self.parts.get(file.path, b"")) != file.size:
+            raise DamagedPart(f"{file.path} is missing, or of another size")
+
+    def read(self, file):
+        content = self.parts.get(file.path, b"")
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise DamagedPart(f"{file.path} is not as it was written")
+        return content
+
+    def collect(self, entries):
+        """Drop what no entry names."""
+        needed = {file.path for entry in entries for file in files_of(entry)}
+        self.parts = {path: content for path, content in self.parts.items() if path in needed}
+
+
+def named(path, content):
+    """With a checksum, so one content never replaces another."""
+    stem, suffix = path.rsplit(".", 1)
+    return f"parts/{stem}.{hashlib.sha256(content).hexdigest()[:16]}.{suffix}"
+
+
+def files_of(entry):
+    named = [entry["priorities"], *entry["rows"]["segments"]]
+    return [File(each["path"], each["size"], each["sha256"]) for each in named]

@@ -349,3 +349,25 @@ def test_an_episode_that_cannot_be_restored_is_cut_and_said(tmp_path: Path) -> N
         trainer().fit(resumed, ckpt_path=path)
     resumed.memory.check_valid()
     assert resumed.env_steps == 600
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_replay_where_the_networks_are_gives_the_same_run(backend):
+    def run(device):
+        module = fitted(replay={"device": device}, learner={"backend": backend})
+        state = fingerprint(module)
+        for looked_up in ("cache", "scaled_maximum", "maximum"):
+            del state["replay"][looked_up]
+        return state, module.memory.priority_max
+
+    assert_same(run("host"), run("learner"))
+
+
+def test_a_run_goes_on_as_it_was_with_the_replay_elsewhere(tmp_path):
+    through = fingerprint(fitted())["weights"]
+    for before, after in (("host", "learner"), ("learner", "host")):
+        path = tmp_path / f"{before}.ckpt"
+        fitted(SaveAt(path, 300), replay={"device": before})
+        module = small(replay={"device": after})
+        trainer().fit(module, ckpt_path=path)
+        assert_same(through, fingerprint(module)["weights"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from perdqn.transition import OBS, Column, EnvSpec, TransitionBatch
+from perdqn.transition import OBS, Column, EnvSpec, TransitionBatch, copy_to
 
 
 def batch_of(num):
@@ -36,3 +36,29 @@ def test_everything_but_the_ids_moves_to_the_device():
     assert {moved.action.device.type, moved.discount.device.type, moved.is_weight.device.type} == {"meta"}
     assert moved.id.device.type == "cpu"
     assert moved.id.tolist() == [0, 1]
+
+
+class Noted:
+    """Stands for a tensor of a machine with a GPU."""
+
+    def __init__(self, device, steps):
+        self.device, self.steps = torch.device(device), steps
+
+    def pin_memory(self):
+        return Noted("cpu", [*self.steps, "pinned"])
+
+    def to(self, device, non_blocking):
+        return Noted(device, [*self.steps, "waits not" if non_blocking else "waits"])
+
+
+@pytest.mark.parametrize(
+    ("at", "to", "steps"),
+    [
+        ("cpu", "cuda:0", ["pinned", "waits not"]),
+        ("cuda:0", "cuda:0", ["waits not"]),
+        ("cpu", "cpu", ["waits"]),
+        ("cuda:0", "cpu", ["waits"]),
+    ],
+)
+def test_only_a_copy_onto_a_gpu_goes_without_waiting_and_from_pinned_memory(at, to, steps):
+    assert copy_to(Noted(at, []), torch.device(to)).steps == steps

@@ -15,8 +15,10 @@ from holdfast.storage.parts import DamagedPart, PartStore
 from replays import (
     MIXED,
     VECTOR,
+    Store,
     assert_same,
     assert_same_batch,
+    files_of,
     filled,
     frozen,
     random_frames,
@@ -27,54 +29,6 @@ from replays import (
 from perdqn.replay import journal
 from perdqn.replay.journal import Journal, read_rows, write_rows
 from perdqn.replay.prioritized import PrioritizedReplay
-
-
-class Store:
-    """Parts in a dict, by the rules of `holdfast.storage.parts.PartStore`."""
-
-    def __init__(self, folder="here"):
-        self.folder = Path(folder)
-        self.parts = {}
-        self.largest_chunk = 0
-        self.written = []  # what the newest save wrote
-
-    def write(self, path, chunks):
-        content = bytearray()
-        for chunk in chunks:
-            self.largest_chunk = max(self.largest_chunk, len(chunk))
-            content += chunk
-        file = File(named(path, content), len(content), hashlib.sha256(content).hexdigest())
-        if file.size != len(self.parts.get(file.path, content)):
-            raise FileExistsError(f"{file.path} exists with other content")
-        self.parts[file.path] = bytes(content)
-        self.written.append(file.path)
-        return file
-
-    def keep(self, file):
-        if len(self.parts.get(file.path, b"")) != file.size:
-            raise DamagedPart(f"{file.path} is missing, or of another size")
-
-    def read(self, file):
-        content = self.parts.get(file.path, b"")
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise DamagedPart(f"{file.path} is not as it was written")
-        return content
-
-    def collect(self, entries):
-        """Drop what no entry names."""
-        needed = {file.path for entry in entries for file in files_of(entry)}
-        self.parts = {path: content for path, content in self.parts.items() if path in needed}
-
-
-def named(path, content):
-    """With a checksum, so one content never replaces another."""
-    stem, suffix = path.rsplit(".", 1)
-    return f"parts/{stem}.{hashlib.sha256(content).hexdigest()[:16]}.{suffix}"
-
-
-def files_of(entry):
-    named = [entry["priorities"], *entry["rows"]["segments"]]
-    return [File(each["path"], each["size"], each["sha256"]) for each in named]
 
 
 def save(replay, store):
