@@ -330,6 +330,7 @@ class OnDeviceReplay(PrioritizedReplay):
         self._priorities[:] = self._tensors["priorities"][:-1].cpu().numpy()
         self._measured[:] = self._tensors["measured"][:-1].cpu().numpy()
         self._set_all_leaves(self._leaves.leaves[:-1].cpu().numpy())
+        self._bounds[:] = np.inf
         self._seek_maximum()
         self._scaled_maximum = None
         self.priorities_updated += int(self._num_updated)

@@ -12,6 +12,7 @@ from perdqn.replay.rows import TERMINATED, TRUNCATED, Array, Ints, append_rows, 
 from perdqn.replay.sum_tree import find, set_leaves, settle
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)
+BLOCK = 1024  # rows whose largest priority is bounded together
 
 
 @kernel
@@ -157,9 +158,46 @@ def check_priorities(
 
 
 @kernel
+def seek_maximum(priorities: Array, measured: Array, bounds: Array) -> tuple[float, int]:
+    """The largest priority of measured rows, and how many have it; 0 where none is measured.
+
+    Args:
+        bounds: of each `BLOCK` of rows, at least the largest priority measured in it; lowered to it here
+            where one stands in the way, so that few blocks are looked at.
+    """
+    while True:
+        top = 0
+        for block in range(bounds.size):
+            if bounds[block] > bounds[top]:
+                top = block
+        largest, _ = _largest(priorities, measured, top)
+        if largest == bounds[top]:
+            break
+        bounds[top] = largest
+    num = 0
+    for block in range(bounds.size):
+        if bounds[block] == largest:
+            bounds[block], count = _largest(priorities, measured, block)
+            num += count if bounds[block] == largest else 0
+    return largest, num
+
+
+@kernel
+def _largest(priorities: Array, measured: Array, block: int) -> tuple[float, int]:
+    """Of a block's measured rows, and how many have it."""
+    largest, num = 0.0, 0
+    for slot in range(block * BLOCK, min(priorities.size, (block + 1) * BLOCK)):
+        if measured[slot] and priorities[slot] >= largest:
+            num = num + 1 if priorities[slot] == largest else 1
+            largest = priorities[slot]
+    return largest, num
+
+
+@kernel
 def measure(
     priorities: Array,
     measured: Array,
+    bounds: Array,
     leaves: Array,
     is_stale: Array,
     stale: Ints,
@@ -176,6 +214,7 @@ def measure(
         if measured[slot] and priorities[slot] == maximum:
             num_at_maximum -= 1
         priorities[slot], measured[slot] = value, True
+        bounds[slot // BLOCK] = max(bounds[slot // BLOCK], value)
         if value > maximum:
             maximum, num_at_maximum = value, 1
         elif value == maximum:

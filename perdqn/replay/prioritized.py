@@ -109,6 +109,7 @@ class PrioritizedReplay:
         self._priorities = np.zeros(self.rows.size_limit)
         self._measured = np.zeros(self.rows.size_limit, np.bool_)
         self._num_eligible = 0
+        self._bounds = np.zeros(-(-self.rows.size_limit // passes.BLOCK))  # see `passes.seek_maximum`
         self._maximum, self._num_at_maximum = 0.0, 0
         self._scaled_maximum: tuple[float, float] | None = None  # (priority, priority^alpha) last used
         self._stale = False
@@ -233,9 +234,9 @@ class PrioritizedReplay:
         return self._scaled_maximum
 
     def _seek_maximum(self) -> None:
-        candidates = self._priorities[self._measured]
-        self._maximum = float(candidates.max(initial=0.0))
-        self._num_at_maximum = int(np.count_nonzero(candidates == self._maximum))
+        self._maximum, self._num_at_maximum = passes.seek_maximum(
+            self._priorities, self._measured, self._bounds
+        )
 
     def _set_leaves(self, slots: Ints, values: Array) -> None:
         self._tree.set(slots, values)
@@ -330,7 +331,7 @@ class PrioritizedReplay:
         is_first = self._num_at_maximum <= 0 and not self._measured.any()
         nodes, powers = self._tree.nodes, values**self._alpha
         self._maximum, self._num_at_maximum = passes.measure(
-            *(self._priorities, self._measured),
+            *(self._priorities, self._measured, self._bounds),
             *(nodes.values, nodes.is_stale, nodes.stale, nodes.num_stale),
             *(slots, values, powers, self._maximum, self._num_at_maximum),
         )
@@ -438,6 +439,8 @@ class PrioritizedReplay:
             assert self._maximum == self._priorities[self._measured].max()
             assert self._num_at_maximum == np.count_nonzero(self._priorities[self._measured] == self._maximum)
         assert not self._measured[~allowed].any()
+        blocks = np.arange(self.capacity) // passes.BLOCK
+        assert (self._bounds[blocks] >= self._priorities * self._measured).all()
         if self._smallest is not None:
             self._smallest.check_valid()
             assert self._smallest.minimum == leaves[allowed].min(initial=np.inf)
@@ -606,6 +609,7 @@ class PrioritizedReplay:
     ) -> None:
         """Take over all but the rows, which are restored already."""
         self._priorities[:], self._measured[:] = priorities, measured
+        self._bounds[:] = np.inf
         self._maximum, self._num_at_maximum = state["maximum"]
         self._rng.bit_generator.state = state["rng"]
         self.samples_drawn, self.transitions_added, self.priorities_updated = state["counters"]
@@ -624,6 +628,7 @@ class PrioritizedReplay:
         """With windows of another length, other rows may start a transition."""
         self._priorities[~allowed] = 0.0
         self._measured &= allowed
+        self._bounds[:] = np.inf
         self._seek_maximum()
         entry = self._maximum if self._num_at_maximum > 0 else FIRST_PRIORITY
         self._priorities[allowed & (self._priorities == 0.0)] = entry

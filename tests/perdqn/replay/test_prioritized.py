@@ -17,6 +17,7 @@ from replays import (
 )
 from slow_replay import SlowReplay
 
+from perdqn.replay import passes
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import OBS
 
@@ -518,3 +519,21 @@ def test_figures_of_the_newest_batch_follow_their_definitions():
     assert figures["is_weight_mean"] == pytest.approx(weights.mean())
     assert figures["effective_sample_size"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
     assert figures["age_mean"] == pytest.approx((replay.rows.heads[0] - 1 - batch.id.numpy()).mean())
+
+
+@pytest.mark.parametrize("block", [1, 3, 1024])
+def test_the_maximum_is_that_of_all_rows_alive_however_it_is_sought(monkeypatch, block):
+    monkeypatch.setattr(passes, "BLOCK", block)
+    for kernel in (passes.seek_maximum, passes.measure, passes._largest):
+        monkeypatch.setattr(passes, kernel.__name__, kernel.py_func)
+    replay, rng = filled(capacity=38, num_steps=20), np.random.default_rng(block)
+    for _ in range(300):
+        if rng.random() < 0.4:
+            replay.add(*random_step(rng, replay.spec, 2))
+        else:
+            batch = replay.sample(4)
+            replay.update_priorities(batch.id, rng.choice([0.5, 1.0, 2.0, rng.exponential()], size=4))
+        measured = replay._priorities[replay._measured]
+        assert replay.priority_max == (measured.max() if measured.size else 1.0)
+        assert not measured.size or replay._num_at_maximum == np.count_nonzero(measured == measured.max())
+        replay.check_valid()
