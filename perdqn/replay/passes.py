@@ -5,6 +5,8 @@ Knows nothing about settings, checks of shapes, or batches as tensors.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from perdqn.jit import kernel, prefetch
@@ -182,14 +184,16 @@ def seek_maximum(priorities: Array, measured: Array, bounds: Array) -> tuple[flo
     return largest, num
 
 
-@kernel
+@partial(kernel, fastmath={"nnan", "nsz"})  # so that it is done for several rows at a time
 def _largest(priorities: Array, measured: Array, block: int) -> tuple[float, int]:
     """Of a block's measured rows, and how many have it."""
+    begin, end = block * BLOCK, min(priorities.size, (block + 1) * BLOCK)
     largest, num = 0.0, 0
-    for slot in range(block * BLOCK, min(priorities.size, (block + 1) * BLOCK)):
-        if measured[slot] and priorities[slot] >= largest:
-            num = num + 1 if priorities[slot] == largest else 1
-            largest = priorities[slot]
+    for slot in range(begin, end):
+        value = priorities[slot] if measured[slot] else 0.0
+        largest = max(largest, value)
+    for slot in range(begin, end):
+        num += measured[slot] and priorities[slot] == largest
     return largest, num
 
 
