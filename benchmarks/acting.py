@@ -103,7 +103,7 @@ def sides(env_id: str, settings: dict[str, Any], num_envs: int) -> dict[str, Cal
         "bare": bare(config, num_envs, module.spec.num_actions),
         "acting": lambda: actor.step(EPSILON),
         "policy": lambda: module._act_in_training(obs),
-        "torch": lambda: module._greedy_by_torch(obs, module._noise),
+        "torch": lambda: module._policy._by_torch(obs, module._noise),
     }
 
 

@@ -96,7 +96,7 @@ def measure(frames: np.ndarray, rows: int, rounds: int, cached: int) -> dict[str
     rng = np.random.default_rng(1)
     for _ in range(rounds + 20):
         for name in rng.permutation(list(sides)):
-            ids = raw.rows.ids(raw._draw(BATCH))
+            ids = raw.sample(BATCH).id.numpy()
             both = np.concatenate([ids, raw.rows.windows(ids).next_id])
             started = time.perf_counter()
             held[name[:3]] = sides[name](both)

@@ -55,6 +55,12 @@ def test_scaling_measures_every_size(tmp_path: Path) -> None:
     assert all(cell["median"] > 0 for part in ("replay", "acting") for cell in found[part].values())
 
 
+@pytest.mark.parametrize("script", ["acting.py", "frames.py"])
+def test_what_measures_ourselves_runs(script: str, tmp_path: Path) -> None:
+    options = [] if script == "acting.py" else ["--out", str(tmp_path / "out.json")]
+    subprocess.run([sys.executable, str(BENCHMARKS / script), "--quick", *options], check=True, cwd=tmp_path)
+
+
 def test_a_side_that_is_not_there_is_refused_by_name() -> None:
     command = [sys.executable, str(BENCHMARKS / "replay.py"), "--sides", "nobody"]
     done = subprocess.run(command, capture_output=True, text=True)
