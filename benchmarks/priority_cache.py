@@ -41,7 +41,7 @@ class Recomputed:
 
 
 class Stored:
-    """The same step through `PrioritizedReplay`, rows and gathering left out."""
+    """The same step through `PrioritizedReplay`, which also gathers rows of one number."""
 
     def __init__(self, replay: PrioritizedReplay) -> None:
         self.replay = replay
@@ -51,9 +51,7 @@ class Stored:
         entry, leaf = replay._entry_priority()
         replay._priorities[slot] = entry
         replay._set_leaves(np.array([slot]), np.array([leaf]))
-        slots = replay._draw(BATCH)
-        replay._weights(slots, BETA)
-        replay.update_priorities(replay.rows.ids(slots), measured)
+        replay.update_priorities(replay.sample(BATCH, BETA).id, measured)
 
 
 def filled(size: int, seed: int) -> PrioritizedReplay:
