@@ -113,7 +113,13 @@ class Perdqn:
         from zlib import crc32
 
         rows, replay = self.replay.rows, self.replay
-        arrays = [*rows.frames.values(), rows.actions, rows.rewards, rows.flags, rows.heads]
+        arrays = [
+            *(stored[:] for stored in rows.frames.values()),
+            rows.actions,
+            rows.rewards,
+            rows.flags,
+            rows.heads,
+        ]
         return [
             crc32(array) for array in (*arrays, replay._priorities, replay._measured, replay._tree.leaves)
         ]
