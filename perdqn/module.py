@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns
-from perdqn.backend import GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
+from perdqn.backend import COMPILES, GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
 from perdqn.config import (
     ClassSpec,
     ConfigError,
@@ -474,6 +474,7 @@ class PERDQN(LightningModule):
                 self.config.learner.max_grad_norm,
                 self.trainer.precision_plugin.forward_context,
                 self.config.learner.act_ahead,
+                lambda: self.print(COMPILES),
             )
         except NotCompilable as error:
             if wanted == "compiled" and before is None:

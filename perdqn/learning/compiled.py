@@ -40,6 +40,7 @@ class CompiledStep:
         double: see `perdqn.learning.objective`.
         max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
         forward_context: entered around the forward pass, as for mixed precision.
+        on_compile: called before compiling, which takes a while; not where the machine code is on disk.
         in_background: compute in a thread of its own, so that Python goes on between `start` and `finish`.
 
     Raises:
@@ -56,6 +57,7 @@ class CompiledStep:
         max_grad_norm: float | None,
         forward_context: Context = nullcontext,
         in_background: bool = False,
+        on_compile: Callable[[], None] = lambda: None,
     ) -> None:
         _refuse_other_optimizers(optimizer)
         update = _Update(online, target, optimizer, batch, double, forward_context)
@@ -68,7 +70,7 @@ class CompiledStep:
         self._num_before = self._num_taken = 0
         self.begin()
         inputs = [*self._state, *_columns(batch)]
-        program = load(trace(update, inputs), inputs)
+        program = load(trace(update, inputs), inputs, on_compile)
         self._run: Callable[[list[Tensor]], list[Tensor]] = program.run
         self._pending: Future[list[Tensor]] | None = None
         self._thread: ThreadPoolExecutor | None = None

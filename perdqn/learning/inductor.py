@@ -70,14 +70,15 @@ class Program(NamedTuple):
             return self.run
 
 
-def load(program: Any, inputs: list[Tensor]) -> Program:
-    """``program`` as machine code, compiled if it is not on disk yet.
+def load(program: Any, inputs: list[Tensor], on_compile: Callable[[], None] = lambda: None) -> Program:
+    """``program`` as machine code, compiled if it is not on disk yet, which ``on_compile`` is told before.
 
     Raises:
         NotCompilable: it is not on disk, and cannot be compiled.
     """
     path = cache_folder() / f"{_key(program, inputs)}.pt2"
     if not path.exists():
+        on_compile()
         _compile(program, path)
     try:
         return _open(path)
@@ -104,7 +105,7 @@ def _compile(program: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _quiet(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = torch._inductor.aoti_compile_and_package(
-                program, package_path=f"{folder}/step.pt2", inductor_configs=OPTIONS
+                program, package_path=f"{folder}/step.pt2", inductor_configs=dict(OPTIONS)
             )
             os.replace(made, path)
     except Exception as error:

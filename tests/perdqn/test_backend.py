@@ -12,7 +12,7 @@ from holdfast import EmergencyCheckpoint, ErrorRecovery
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from perdqn.backend import WORTHWHILE_UPDATES, choose_backend, obstacle
+from perdqn.backend import COMPILES, WORTHWHILE_UPDATES, choose_backend, obstacle
 from perdqn.config import Config, ConfigError, LearnerConfig
 from perdqn.learning import inductor
 from perdqn.module import PERDQN
@@ -62,6 +62,24 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(
     trainer().fit(resumed, ckpt_path=path)
     assert resumed.backend == "compiled"
     assert_same(fingerprint(whole), fingerprint(resumed))
+
+
+def test_compiling_is_told_and_loading_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine_code: Path
+) -> None:
+    compiled()
+
+    def copy(program: Any, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((machine_code / path.name).read_bytes())
+
+    monkeypatch.setenv("PERDQN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr(inductor, "_compile", copy)
+    told: list[str] = []
+    monkeypatch.setattr(PERDQN, "print", lambda self, text: told.append(text))
+    compiled()
+    compiled()
+    assert told == [COMPILES]
 
 
 def test_a_resumed_run_goes_on_eagerly_where_nothing_can_be_compiled(
