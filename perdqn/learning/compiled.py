@@ -228,9 +228,9 @@ class _Update(nn.Module):
                 exp_avg_sq.copy_(torch.where(is_finite, square, exp_avg_sq))
             error = learned.td_error.abs()
             numbers = torch.stack(
-                [x.float() for x in (loss, norm, error.mean(), error.max(), learned.q_values.mean())]
+                [x.to(adam.dtype) for x in (loss, norm, error.mean(), error.max(), learned.q_values.mean())]
             )
-            return torch.cat([learned.priority.float(), numbers])
+            return torch.cat([learned.priority.to(adam.dtype), numbers])
 
 
 def _places(networks: dict[str, QNetwork]) -> dict[str, tuple[dict[str, Any], str]]:
