@@ -17,6 +17,8 @@ import pytest
 from peers.items import EPISODE, VECTORS, Items
 from peers.window import Window
 
+pytestmark = pytest.mark.timeout(400)  # compiling takes a while
+
 BENCHMARKS = Path(peers.__file__).parents[1]
 
 

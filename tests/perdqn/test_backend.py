@@ -19,6 +19,7 @@ from perdqn.module import PERDQN
 
 from .small_runs import SaveAt, assert_same, fingerprint, fitted, small, trainer
 
+pytestmark = pytest.mark.timeout(400)  # compiling takes a while
 COMPILED = {"learner": {"backend": "compiled"}}
 
 

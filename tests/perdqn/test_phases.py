@@ -11,6 +11,8 @@ from perdqn.phases import REST, PhaseTimer
 
 from .small_runs import assert_same, fingerprint, fitted, small, trainer
 
+pytestmark = pytest.mark.timeout(400)  # compiling takes a while
+
 
 def test_every_call_is_counted_in_its_phase() -> None:
     timer = PhaseTimer()

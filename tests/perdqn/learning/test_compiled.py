@@ -20,6 +20,8 @@ from perdqn.learning.networks import TORSOS, QNetwork, build_network
 from perdqn.learning.objective import Figures, Report, eager_report, objective
 from perdqn.transition import OBS, Column, EnvSpec, TransitionBatch
 
+pytestmark = pytest.mark.timeout(400)  # compiling takes a while
+
 BATCH = 12
 VECTOR = EnvSpec((Column(OBS, (4,), np.dtype(np.float32)),), False, 3)
 IMAGE = EnvSpec((Column(OBS, (10, 10), np.dtype(np.uint8)),), False, 3, frame_stack=2)
