@@ -13,11 +13,11 @@ import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-RATE = "env_steps_per_second"
+RATE = "env_steps_per_cpu_second"  # what a busy machine disturbs least
 
 
 def draw_throughput(found: dict[str, Any]) -> None:
-    """Env steps a second of every side, one panel a setting; bars end at medians, lines at the extremes."""
+    """Env steps a CPU second of every side, one panel a setting; bars end at medians, lines at the extremes."""
     figure, axes = plt.subplots(1, len(found), figsize=(2.6 * len(found), 3.4), squeeze=False)
     for axis, (setting, result) in zip(axes[0], found.items(), strict=True):
         sides = sorted(result["sides"].items(), key=lambda side: side[1][RATE]["median"])
@@ -29,7 +29,7 @@ def draw_throughput(found: dict[str, Any]) -> None:
         ]
         colors = ["tab:blue" if name.startswith("perdqn") else "tab:gray" for name, _ in sides]
         axis.barh([name for name, _ in sides], medians, xerr=spread, color=colors)
-        axis.set(title=setting, xlabel="env steps/s")
+        axis.set(title=setting, xlabel="env steps per CPU second")
         axis.tick_params(labelsize=7)
     figure.tight_layout()
     figure.savefig(IMAGES / "throughput.png", dpi=110)
