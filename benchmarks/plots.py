@@ -17,7 +17,7 @@ RATE = "env_steps_per_cpu_second"  # what a busy machine disturbs least
 
 
 def draw_throughput(found: dict[str, Any]) -> None:
-    """Env steps a CPU second of every side, one panel a setting; bars end at medians, lines at the extremes."""
+    """Env steps a CPU second of every side, a panel a setting; bars end at medians, lines at extremes."""
     figure, axes = plt.subplots(1, len(found), figsize=(2.6 * len(found), 3.4), squeeze=False)
     for axis, (setting, result) in zip(axes[0], found.items(), strict=True):
         sides = sorted(result["sides"].items(), key=lambda side: side[1][RATE]["median"])
