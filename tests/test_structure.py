@@ -52,6 +52,7 @@ PERDQN_PARTS = {
 }
 HOLDFAST_PARTS = {
     "around": "",
+    "advising": "",
     "storage": "",
     "triggers": "",
     "exact": "around storage",
@@ -77,6 +78,7 @@ PERDQN_FILES = {
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
+    "advising": "__init__ advice signals rule",
     "storage": "__init__ durable manifest generations parts lock",
     "triggers": "reason watch pace growth cgroups numerics slurm signals deadline preemption memory disk"
     " __init__",
