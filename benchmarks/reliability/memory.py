@@ -34,7 +34,7 @@ import torch
 from holdfast.emergency import EmergencyCheckpoint
 from holdfast.storage.generations import GenerationFolder
 from holdfast.triggers import Memory
-from holdfast.triggers.cgroups import Usage
+from holdfast.resources.memory import Usage
 from lightning.pytorch import Callback, Trainer
 from small_run import QUIET, Classifier
 
