@@ -73,13 +73,12 @@ class History:
         Args:
             most: entries of each scale.
         """
-        found: list[Any] = []
-        before = float("inf")
+        found: list[_Entry] = []
         for scale in self._scales:
-            entries = [entry for entry in scale.newest(most) if entry.end < before]
-            if entries:
-                before = entries[0].begin
-            found = [*entries, *found]
+            begin = found[0].begin if found else float("inf")
+            older = [entry for entry in scale.newest(most) if entry.begin < begin]
+            end = older[-1].end if older else float("-inf")  # within what is finer: told by the coarser alone
+            found = [*older, *(entry for entry in found if entry.begin > end)]
         column = self._names.get(name)
         rows = [_values(entry, column) for entry in found] if column is not None else []
         rows = [row for row in rows if not np.isnan(row[1])]

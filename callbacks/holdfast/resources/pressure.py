@@ -31,7 +31,7 @@ class Stalls:
         self.file = next((file for file in files if file.text()), None)
 
     def seconds(self) -> dict[str, float]:
-        """So far: ``some``, in which something waited, and ``full``, in which nothing ran; {} where unknown."""
+        """So far: ``some``, in which something waited, and ``full``, in which nothing ran; {} if unknown."""
         lines = self.file.text().splitlines() if self.file else ()
         return {line.partition(" ")[0]: int(line.rpartition("total=")[2]) / 1e6 for line in lines}
 
