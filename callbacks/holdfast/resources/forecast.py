@@ -1,7 +1,7 @@
 """When a quantity that is measured over and over reaches its limit, with an interval.
 
 Knows nothing about what the quantity is. `triggers.growth` asks whether something grows right now, within
-seconds; here the course of minutes to days is told apart into levels, lines, saturation, saw-teeth and steps.
+seconds; here the course of minutes to days is told apart into levels, lines, saturation and saw-teeth.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from .history import Series
-from .pieces import Corner, Floats, Pieces, in_pieces, noise_of, penalty, stairs
+from .pieces import Floats, Pieces, in_pieces, noise_of, penalty
 
 COVERAGE = 0.9
 _FEWEST = 12  # samples
-_FEWEST_CORNERS = 4
-_NUM_TOPS = 24
+_NUM_TOPS = 24  # stretches of an envelope
 _TOOTH = 0.1  # of a saw-tooth's height: so much higher may the next one be
 _FARTHEST = 30.0  # times what was seen: nothing farther away is foretold
 _NUM_DRAWS = 600
-_BLOCKS = (1, 10, 100)  # samples
+_BLOCKS = (1, 10, 100)  # samples of which the highest reaches the limit first
 _WANDERING = 0.03  # relative: the rate of what is to come is never quite that of the past
-_LATENESS = 2.5  # times the longest time between two corners: then no further one is expected
 _TIME_CONSTANTS = np.geomspace(0.15, 3.0, 9)  # of saturation, in lengths of what is seen of it
 _NUM_STRETCHES = 16  # of the newer half of a run
 _QUANTILE = 1.75  # of Student's t with 15 degrees of freedom, for 90 %
@@ -35,7 +33,7 @@ class Forecast(NamedTuple):
     Attributes:
         seconds: median of what is to be expected.
         low_s, high_s: ends of the 90 % interval.
-        shape: ``flat``, ``growing``, ``saturating``, ``saw-teeth``, ``steps`` or ``unknown``.
+        shape: ``flat``, ``growing``, ``saturating``, ``saw-teeth`` or ``unknown``.
     """
 
     seconds: float
@@ -50,10 +48,10 @@ UNKNOWN = Forecast(_NEVER, _NEVER, _NEVER, "unknown")
 def time_to_limit(series: Series, limit: float, resolution: float) -> Forecast:
     """Fit the course of a quantity, and follow it to ``limit``.
 
-    The course is cut into straight pieces. Where it falls again and again, its tops are followed, and no
-    tooth below the highest of them means anything; where it climbs in stairs, the stairs are. Else what the
-    newest pieces are one level, line or saturation of: every such model is weighed by its likelihood (BIC,
-    the pieces before it included), and futures are drawn from all of them.
+    The course is cut into straight pieces, so that a step, or what began a minute ago, is no part of a trend.
+    Levels, lines and saturations through the newest pieces are weighed by their likelihood (BIC, the pieces
+    before them included), and futures are drawn from all of them. Where the course has come back from a
+    higher level than it is at now, as saw-teeth do, the envelope of its peaks is followed instead.
 
     Args:
         limit: in the figure's unit.
@@ -68,10 +66,6 @@ def time_to_limit(series: Series, limit: float, resolution: float) -> Forecast:
     survived = _survived(values, peaks, least)
     if pieces.fitted[-1] <= survived + least + _TOOTH * (survived - values.min()):
         return _along(*_envelope(times, peaks), limit, resolution)
-    if len(steps := stairs(times, pieces, least)) >= _FEWEST_CORNERS:
-        room = _room(limit, peaks[-_FEWEST:] - pieces.fitted[-_FEWEST:])
-        if (found := _recurring(steps, times, room, resolution, "steps")).seconds < _NEVER:
-            return found
     return _continued(times, values, peaks, noise, pieces, limit)
 
 
@@ -108,19 +102,6 @@ def _room(limit: float, left: Floats) -> Floats:
     draw = np.random.default_rng(1)
     highest = [draw.choice(left, (_NUM_DRAWS // len(_BLOCKS), block)).max(axis=1) for block in _BLOCKS]
     return limit - np.concatenate(highest)
-
-
-def _recurring(corners: list[Corner], times: Floats, room: Floats, resolution: float, shape: str) -> Forecast:
-    """Follow the corners, as long as they keep coming."""
-    never = Forecast(_NEVER, _NEVER, _NEVER, shape)
-    if len(corners) < _FEWEST_CORNERS:
-        return never
-    at, value = np.array(corners, np.float64).T
-    if times[-1] - at[-1] > _LATENESS * np.diff(at).max():
-        return never
-    noise = noise_of(value, np.zeros(len(at)), max(resolution, float(np.diff(value).std()) / 2))
-    models = [model for model in (_fit(at, value, noise, 0.0, tau) for tau in (None, 0.0)) if model]
-    return _draw(models, times[-1], room, shape)
 
 
 def _continued(

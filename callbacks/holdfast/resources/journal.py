@@ -68,9 +68,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """With six digits, and None for what JSON has no number for."""
+    """Numbers with six digits or to thousandths, whichever is finer; None for what JSON has no number for."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return round(value, 3) if abs(value) >= 1000 else float(f"{value:.6g}")
     return value

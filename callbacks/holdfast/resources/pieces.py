@@ -1,4 +1,4 @@
-"""A series in the fewest straight pieces that explain it, and the corners where it turned or jumped.
+"""A series in the fewest straight pieces that explain it.
 
 Knows nothing about what the series is of, nor what follows.
 """
@@ -30,34 +30,30 @@ class Pieces(NamedTuple):
     fitted: Floats
 
 
-class Corner(NamedTuple):
-    """Where the series stood after it had jumped up."""
-
-    at: float
-    value: float
-
-
 def penalty(num_points: int) -> float:
     """What one piece more has to gain."""
     return _PENALTY * float(np.log(num_points))
 
 
-def noise_of(values: Floats, groups: Floats, floor: float) -> Floats:
-    """Standard deviation of each point around a smooth course, by the group it is of.
+def noise_of(values: Floats, spans: Floats, floor: float) -> Floats:
+    """Standard deviation of each point around a smooth course, by the time it is a mean of.
 
     From second differences over 1, 2 and 4 points, in which straight lines vanish, by their median, which
-    jumps do not move; the largest, so that noise that lingers is not taken for a course.
+    jumps do not move. Noise that means do not lessen lingers: points of the next finer scale then say no
+    more together than their mean does.
     """
     noise = np.full(len(values), floor)
-    for group in np.unique(groups):
-        chosen = groups == group
-        part = values[chosen]
-        found = [
+    coarser, coarser_span = 0.0, 1.0
+    for span in np.unique(spans)[::-1]:
+        part = values[spans == span]
+        own = max(
             np.median(np.abs(part[2 * lag :] - 2 * part[lag:-lag] + part[: -2 * lag])) * 1.4826 / np.sqrt(6)
-            for lag in (1, 2, 4)
             if len(part) > 4 * lag
-        ]
-        noise[chosen] = max([floor, *found])
+            else 0.0
+            for lag in (1, 2, 4)
+        )
+        noise[spans == span] = max(floor, own, coarser * np.sqrt(coarser_span / (span + 1)))
+        coarser, coarser_span = own, span + 1
     return noise
 
 
@@ -97,12 +93,3 @@ def _line(times: Floats, values: Floats, weight: Floats) -> Floats:
     slope = (weight * t * values).sum() / max((weight * t * t).sum(), 1e-300)
     line: Floats = np.average(values, weights=weight) + slope * t
     return line
-
-
-def stairs(times: Floats, pieces: Pieces, least: float) -> list[Corner]:
-    """Where the course stood after each jump up by ``least`` or more."""
-    return [
-        Corner(times[start], pieces.fitted[start])
-        for start in pieces.starts[1:]
-        if pieces.fitted[start] - pieces.fitted[start - 1] > least
-    ]
