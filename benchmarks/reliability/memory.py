@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from holdfast.emergency import EmergencyCheckpoint
+from holdfast.resources.memory import Usage
 from holdfast.storage.generations import GenerationFolder
 from holdfast.triggers import Memory
-from holdfast.resources.memory import Usage
 from lightning.pytorch import Callback, Trainer
 from small_run import QUIET, Classifier
 

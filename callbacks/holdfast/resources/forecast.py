@@ -174,7 +174,7 @@ def _fit(times: Floats, values: Floats, noise: Floats, cost: float, tau: float |
     lingering = float(left[1:] @ left[:-1]) / max(total, 1e-300)
     lingering = min(0.95, max(0.0, lingering))
     widening = max(1.0, total / freedom) * (1 + lingering) / (1 - lingering)
-    spread: Floats = np.linalg.cholesky(np.linalg.inv(design.T @ design)) * widening**0.5
+    spread = np.float64(widening**0.5) * np.linalg.cholesky(np.linalg.inv(design.T @ design))
     num_parameters = design.shape[1] + (tau is not None and tau > 0)
     cost = cost + total + penalty(len(t)) / 2 * num_parameters
     return _Model(float(times[0]), tau, cost, mean, spread)
@@ -220,5 +220,7 @@ def time_to_end(series: Series) -> Forecast:
     error = float(rates.std(ddof=1)) * np.sqrt((1 + lingering) / (1 - lingering) / _NUM_STRETCHES)
     margin = _QUANTILE * float(np.hypot(error, _WANDERING * rate))
     left_over = max(0.0, 1 - float(done[-1]))
-    ends = [left_over / each if each > 0 else _NEVER for each in (rate, rate + margin, rate - margin)]
-    return Forecast(*ends, shape="growing")
+    middle, low, high = (
+        left_over / each if each > 0 else _NEVER for each in (rate, rate + margin, rate - margin)
+    )
+    return Forecast(middle, low, high, "growing")

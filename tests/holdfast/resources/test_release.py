@@ -6,6 +6,7 @@ import gc
 from types import SimpleNamespace
 
 import pytest
+from holdfast.resources.heap import trim_heap
 from holdfast.resources.release import Registry, owners_of, release
 
 
@@ -59,3 +60,12 @@ def test_all_a_trainer_has_is_asked_once_and_a_monitor_stands_for_what_it_knows(
         lightning_module=module, datamodule=data, callbacks=[callback, monitor, object()]
     )
     assert owners_of(trainer) == [module, data, callback, thing]
+
+
+def test_trimming_the_heap_is_harmless_where_it_does_nothing(monkeypatch):
+    trim_heap()
+    loaded = []
+    monkeypatch.setattr("ctypes.CDLL", loaded.append)
+    monkeypatch.setattr("sys.platform", "darwin")
+    trim_heap()
+    assert loaded == []
