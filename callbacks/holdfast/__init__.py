@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
+    from .performance_monitor import PerformanceMonitor
     from .recovery import ErrorRecovery
 
 _HOMES = {
     "BoundaryCallback": "boundary",
     "EmergencyCheckpoint": "emergency",
     "ErrorRecovery": "recovery",
+    "PerformanceMonitor": "performance_monitor",
     "VerifiedCheckpoint": "checkpoint",
 }
 
@@ -24,6 +26,7 @@ __all__ = [
     "BoundaryCallback",
     "EmergencyCheckpoint",
     "ErrorRecovery",
+    "PerformanceMonitor",
     "VerifiedCheckpoint",
 ]
 
