@@ -20,14 +20,14 @@ from torch import nn
 from .around import around
 from .boundary import BoundaryCallback
 from .timing.bottlenecks import Bottleneck, advice_on, find_bottlenecks
-from .timing.clock import Clock, PhaseClock, Span
+from .timing.clock import Clock, PhaseClock, Span, Usage, thread_usage
 from .timing.clocked import ClockedMethods, TellsItsPhases, TimedMethod
 from .timing.interventions import LayerInputs, layer_excess_s
 from .timing.kernel import Kernel, Waits
 from .timing.layers import LayerProfile, profile_layers
 from .timing.profiler import PhaseProfiler
 from .timing.report import as_dicts, resources_of, shares_of, timings_of, write_report
-from .timing.windows import ROOT, Reader, Record, Windows
+from .timing.windows import ROOT, Mark, Reader, Record, Windows, record_of
 
 _ATTRIBUTE = "_holdfast_performance"
 _REPORT_EVERY_S = 60.0
@@ -57,7 +57,7 @@ class PerformanceMonitor(BoundaryCallback):
             streams put back, so the training goes on as it would have.
         log: whether shares are logged.
         clock: seconds, monotonic.
-        cpu_clock: seconds that the thread which asks has computed.
+        usage: what the thread that asks has computed and waited.
         kernel: what waiting is read from; None is this machine's.
 
     Raises:
@@ -74,7 +74,7 @@ class PerformanceMonitor(BoundaryCallback):
         interventions: bool = False,
         log: bool = True,
         clock: Clock = time.perf_counter,
-        cpu_clock: Clock = time.thread_time,
+        usage: Callable[[], Usage] = thread_usage,
         kernel: Reader | None = None,
     ) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PerformanceMonitor(BoundaryCallback):
             raise ValueError(f"max_cost is a share of the time and must lie in (0, 1), got {max_cost}")
         self.report_every_steps, self.report_every_episodes = report_every_steps, report_every_episodes
         self.interventions, self.log = interventions, log
-        self._clock, self._cpu_clock = clock, cpu_clock
+        self._clock, self._usage = clock, usage
         self._kernel: Reader = kernel or Kernel()
         self.window_steps, self.every_s, self.max_cost = window_steps, every_s, max_cost
         self._profiler: PhaseProfiler | None = None
@@ -98,13 +98,13 @@ class PerformanceMonitor(BoundaryCallback):
         self._forget()
 
     def _forget(self) -> None:
-        self._phases = PhaseClock(self._clock, self._cpu_clock)
-        self._operations = PhaseClock(self._clock, self._cpu_clock)
+        self._phases = PhaseClock(self._clock, self._usage)
+        self._operations = PhaseClock(self._clock, self._usage)
         self._windows = Windows(self._phases, self._kernel, self.window_steps, self.every_s, self.max_cost)
         self._methods = ClockedMethods(self._phases)
         self._began, self._waits_began, self._waits_ended = self._clock(), Waits(), Waits()
         self._ended: float | None = None
-        self._own_mark: tuple[float, dict[str, tuple[float, float]], Waits] | None = None
+        self._own_mark: Mark | None = None
         self._step = 0
         self._due = self._report_due = 0
         self._episodes_reported = 0
@@ -117,12 +117,14 @@ class PerformanceMonitor(BoundaryCallback):
         self._forget()
         self._is_monitoring = True
         self._waits_began = self._kernel.read()
-        self._own_mark = (self._began, {}, self._waits_began)
+        self._operations.enter(ROOT)
+        self._own_mark = Mark(self._began, 0, {}, self._waits_began, 0)
 
     def stop_monitoring(self) -> None:
         """What was measured stays, for reports."""
         if self._is_monitoring:
-            self._is_monitoring = False
+            self._is_monitoring, self._own_mark = False, None
+            self._operations.leave()
             self._ended, self._waits_ended = self._clock(), self._kernel.read().since(self._waits_began)
 
     def time_operation(self, name: str) -> Span:
@@ -131,22 +133,15 @@ class PerformanceMonitor(BoundaryCallback):
 
     def note_operations(self) -> None:
         """About once a second: what operations took since, for bottlenecks; in the thread that monitors."""
-        if self._own_mark is None or self._operations.is_open():
+        last = self._own_mark
+        if last is None or self._operations.depth() != 1:  # 1: in no operation, and of this thread
             return
-        now, (since, before, waits_before) = self._clock(), self._own_mark
-        if now - since < self.every_s:
+        now = self._clock()
+        if now - last.now < self.every_s:
             return
-        phases, waits = self._operations.own_seconds(), self._kernel.read()
-        took = {
-            name: (seconds - before.get(name, (0.0, 0.0))[0], cpu - before.get(name, (0.0, 0.0))[1])
-            for name, (seconds, cpu) in phases.items()
-        }
-        wall = now - since
-        shares = {name: seconds / wall for name, (seconds, _) in took.items()}
-        shares[ROOT] = shares.get(ROOT, 0.0) + max(0.0, 1 - sum(shares.values()))
-        waited = {name: max(0.0, seconds - cpu) / wall for name, (seconds, cpu) in took.items()}
-        self._windows.keep(Record(wall, 1, shares, waited, waits=waits.since(waits_before)))
-        self._own_mark = (now, phases, waits)
+        mark = Mark(now, last.step + 1, self._operations.taken(), self._kernel.read(), 0)
+        self._windows.keep(record_of(last, last, mark))
+        self._own_mark = mark
 
     def get_performance_report(self) -> dict[str, Any]:
         """What is known by now, as plain values.
@@ -160,6 +155,7 @@ class PerformanceMonitor(BoundaryCallback):
         """
         wall = (self._clock() if self._ended is None else self._ended) - self._began
         bottlenecks = self.find_bottlenecks()
+        operations = {name: phase for name, phase in self._operations.totals().items() if name != ROOT}
         waits = self._kernel.read().since(self._waits_began) if self._ended is None else self._waits_ended
         return {
             "time": time.time(),
@@ -168,7 +164,7 @@ class PerformanceMonitor(BoundaryCallback):
             "shares": shares_of(self._windows.estimated_s),
             "timings": {
                 "phases": timings_of(self._phases.totals(), sum(self._windows.estimated_s.values())),
-                "operations": timings_of(self._operations.totals(), wall),
+                "operations": timings_of(operations, wall),
             },
             "resources": resources_of(waits, wall),
             "bottlenecks": as_dicts(bottlenecks),
@@ -239,6 +235,7 @@ class PerformanceMonitor(BoundaryCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        self._phases.measure_cost()
         self._began, self._waits_began = self._clock(), self._kernel.read()
         self._is_monitoring, self._reported_at = True, self._began
         self._step = self._progress.ready
@@ -288,7 +285,7 @@ class PerformanceMonitor(BoundaryCallback):
 
     def _open(self, trainer: Any, module: LightningModule, step: int) -> None:
         assert self._profiler is not None
-        began = self._clock()
+        began = self._windows.cpu_clock()
         methods: list[TimedMethod] = [
             (callback, "on_boundary", f"callbacks/{type(callback).__name__}")
             for callback in trainer.callbacks
@@ -301,7 +298,7 @@ class PerformanceMonitor(BoundaryCallback):
         if isinstance(module, TellsItsPhases):
             methods = [*module.timed_methods(), *methods]
         self._methods.put(methods)
-        self._windows.charge(self._clock() - began)
+        self._windows.charge(self._windows.cpu_clock() - began)
         self._windows.open(step)
         self._profiler.is_measuring = True
 
@@ -313,16 +310,15 @@ class PerformanceMonitor(BoundaryCallback):
 
     def _intervene(self) -> None:
         assert self._inputs is not None
-        began, calls = self._clock(), self._inputs.stop()
+        began, calls = self._windows.cpu_clock(), self._inputs.stop()
         self._inputs = None
         records = self._windows.records
         if calls and records:
             records[-1] = replace(records[-1], layer_excess_s=layer_excess_s(calls))
-        self._windows.charge(self._clock() - began)
+        self._windows.charge(self._windows.cpu_clock() - began)
 
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
-        began = self._clock()
-        self._reported_at = began
+        began, self._reported_at = self._windows.cpu_clock(), self._clock()
         if self.log and self._windows.num_records > self._num_reported:
             self._log(trainer, module)
         if trainer.is_global_zero:
@@ -331,7 +327,7 @@ class PerformanceMonitor(BoundaryCallback):
                 self.save_report(folder / "monitor" / "performance_report.json")
             except OSError as error:
                 rank_zero_warn(f"the performance report could not be written: {error}; the run goes on")
-        self._windows.charge(self._clock() - began)
+        self._windows.charge(self._windows.cpu_clock() - began)
 
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
         newest = list(self._windows.records)[self._num_reported - self._windows.num_records :]

@@ -10,13 +10,15 @@ A healthy run computes: its step is the model's arithmetic, and nothing waits. S
   computing, and what it computes more than in the run's earliest windows. ``compute`` (forward, backward):
   the same, and what layers take beyond torch's own forward of the same layer, where that was measured (see
   `interventions`). CPU time is compared, by the speed that a fixed computation shows the machine to have just
-  then, and time in the CPU's queue counts for nothing: so neighbours on the machine are no bottleneck;
+  then;
 - the whole of environments, optimiser or validation, once it takes more than a good part of all time;
-- ``cpu_throttled``: what the quota of a control group stopped; ``memory_pressure``: what the kernel says that
-  tasks stood still for memory, where this process reads pages back or has been swapped.
+- ``cpu_throttled``: what the quota of a control group stopped; ``memory_pressure``: waiting for pages of
+  memory that come from a disk, but as data.
 
-A bottleneck is named where its share of the time is above a threshold with 97.5 % confidence (jackknife over
-at least five windows, normal approximation). Without it the run would be 1 / (1 - share) times as fast.
+Time in the CPU's queue is left out of all, so neighbours on the machine are no bottleneck, and shares and
+speed-ups are those of a machine of one's own. A bottleneck is named where its share is above a threshold with
+97.5 % confidence (jackknife over at least five windows, normal approximation). Without it the run would be
+1 / (1 - share) times as fast (Amdahl).
 
 Not told from work that must be done: what is slow from the beginning and computes all the while, in an
 environment, or in code of a training step that is no layer of torch's.
@@ -32,10 +34,11 @@ from typing import Any
 
 from ..advising.advice import Advice, Priority
 from .actions import STEP
-from .windows import Record
+from .windows import THROTTLED, Record
 
 MIN_WINDOWS = 5
-NUM_WINDOWS = 32  # newest ones looked at
+NUM_WINDOWS = 20  # newest ones looked at
+_RARE = ("disk", "logging", "validation")  # of these all that are kept
 THRESHOLD = 0.05
 CONFIDENCE = 0.975
 _LARGE = {"environment": 0.30, "optimiser": 0.30, "validation": 0.30}
@@ -108,20 +111,13 @@ def find_bottlenecks(records: Sequence[Record], reference: Sequence[Record] = ()
         records: oldest first; the very first of a run is left out by the caller.
         reference: the run's earliest.
     """
-    newest = list(records)[-NUM_WINDOWS:]
-    if len(newest) < MIN_WINDOWS:
+    if len(records) < MIN_WINDOWS:
         return []
-    found = [_judge(label, lost, newest, reference) for label, lost in LABELS.items()]
-    return sorted((each for each in found if each is not None), key=lambda each: -each.share)
-
-
-def lost_shares(records: Sequence[Record], reference: Sequence[Record] = ()) -> dict[str, Estimate]:
-    """Every label's, named or not."""
-    seconds = [record.seconds for record in records]
-    return {
-        label: estimate([lost(record, reference) for record in records], seconds)
+    found = [
+        _judge(label, lost, records if label in _RARE else records[-NUM_WINDOWS:], reference)
         for label, lost in LABELS.items()
-    }
+    ]
+    return sorted((each for each in found if each is not None), key=lambda each: -each.share)
 
 
 Lost = Callable[[Record, Sequence[Record]], float]
@@ -189,17 +185,12 @@ def _large(category: str) -> Lost:
     return lost
 
 
-def _throttled(record: Record, reference: Sequence[Record]) -> float:
-    """What a thread that could run is kept from: not more than the time it did not compute."""
-    idle_s = record.seconds - record.waits.thread_cpu_s
-    return max(0.0, min(record.waits.throttled_s, idle_s)) / record.seconds
-
-
 def _memory(record: Record, reference: Sequence[Record]) -> float:
+    """Waiting for pages that come back; or what the kernel says, where pages of this process do."""
     waits = record.waits
-    faults = waits.major_faults / record.seconds
-    is_ours = faults > _FAULTS_PER_S or abs(waits.swapped_bytes) > _SWAPPED_BYTES
-    return min(1.0, waits.memory_stalled_s / record.seconds) if is_ours else 0.0
+    is_ours = waits.major_faults / record.seconds > _FAULTS_PER_S or abs(waits.swapped_bytes) > _SWAPPED_BYTES
+    stalled = min(1.0, waits.memory_stalled_s / record.seconds) if is_ours else 0.0
+    return max(record.faulted, stalled)
 
 
 LABELS: dict[str, Lost] = {
@@ -210,7 +201,7 @@ LABELS: dict[str, Lost] = {
     "optimiser": _large("optimiser"),
     "logging": _whole("logging"),
     "disk": _whole("checkpoint"),
-    "cpu_throttled": _throttled,
+    "cpu_throttled": _whole(THROTTLED),
     "memory_pressure": _memory,
     "callbacks": _whole("callbacks"),
     "validation": _large("validation"),
@@ -226,7 +217,10 @@ _REMEDIES = {
     ),
     "transfer": ("batches are moved for long", "pin_memory=True of the DataLoader, and smaller types"),
     "optimiser": ("the optimiser takes a good part of the time", "its fused=True, or fewer, larger steps"),
-    "logging": ("loggers take time from the training", "a larger log_every_n_steps of the Trainer"),
+    "logging": (
+        "loggers take time from the training",
+        "a larger log_every_n_steps of the Trainer, or self.log in fewer steps",
+    ),
     "disk": ("saves take time from the training", "rarer saves, or a faster disk"),
     "cpu_throttled": ("the CPU quota stops the training", "a larger quota, or fewer threads and workers"),
     "memory_pressure": (

@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 
 from .actions import category_of
-from .clock import PhaseClock
+from .clock import Clock, PhaseClock, Taken
 from .kernel import Waits
 
 ROOT = "loop"
+THROTTLED = "throttled"
 ALWAYS = ("validation", "checkpoint", "logging/loggers")  # rare and long: clocked all the time
 NUM_REFERENCE = 5
 
@@ -32,12 +33,15 @@ class Reader(Protocol):
 class Record:
     """An interval between the ends of two windows, as far as the second tells.
 
+    Time in the CPU's queue, while others ran, is left out of all: what remains is the time the run would take
+    on a machine of its own.
+
     Attributes:
         seconds: of the interval.
         steps: made in it.
-        shares: of the interval by phase, each without those within it; together 1.
-        waited: share of the interval in which a phase neither computed nor stood in the CPU's queue nor was
-            throttled.
+        shares: of the interval by phase, each without those within it, and `THROTTLED`; together 1.
+        blocked: share of the interval in which a phase waited for something else than memory.
+        faulted: share in which it waited for memory that had to be read from a disk, but as data.
         cpu_s: computed by the thread in a step, by category.
         probe_s: CPU time of a fixed computation, then.
         waits: what the kernel counted in the interval.
@@ -47,7 +51,8 @@ class Record:
     seconds: float
     steps: int
     shares: Mapping[str, float]
-    waited: Mapping[str, float] = field(default_factory=dict)
+    blocked: Mapping[str, float] = field(default_factory=dict)
+    faulted: float = 0.0
     cpu_s: Mapping[str, float] = field(default_factory=dict)
     probe_s: float = 1.0
     waits: Waits = Waits()  # noqa: RUF009 - a tuple
@@ -57,16 +62,16 @@ class Record:
         return sum(share for phase, share in self.shares.items() if category_of(phase) == category)
 
     def wait(self, *categories: str) -> float:
-        return sum(share for phase, share in self.waited.items() if category_of(phase) in categories)
+        return sum(share for phase, share in self.blocked.items() if category_of(phase) in categories)
 
 
 @dataclass
-class _Mark:
+class Mark:
     """Readings of one moment."""
 
     now: float
     step: int
-    phases: dict[str, tuple[float, float]]
+    phases: dict[str, Taken]
     waits: Waits
     num_calls: int
 
@@ -85,7 +90,7 @@ class Windows:
         max_cost: share of the time that all windows together may cost.
         num_kept: records kept.
         probe: CPU seconds of a fixed computation.
-        phase_cost_s: what entering and leaving a phase costs; None is to measure it.
+        cpu_clock: by which its own cost is measured.
     """
 
     def __init__(
@@ -97,7 +102,7 @@ class Windows:
         max_cost: float = 0.002,
         num_kept: int = 64,
         probe: Callable[[], float] | None = None,
-        phase_cost_s: float | None = None,
+        cpu_clock: Clock = time.thread_time,
     ) -> None:
         self.records: deque[Record] = deque(maxlen=num_kept)
         self.reference: list[Record] = []  # the earliest but the very first
@@ -108,28 +113,27 @@ class Windows:
         self.due = 0  # the step at which the next thing is to do
         self._clock, self._kernel, self._length = clock, kernel, length
         self._every_s, self._max_cost, self._probe = every_s, max_cost, probe or probe_cpu
-        self._phase_cost_s = phase_cost_s
-        self._last: _Mark | None = None
-        self._opened: _Mark | None = None
+        self.cpu_clock = cpu_clock
+        self._last: Mark | None = None
+        self._opened: Mark | None = None
         self._opening_s = self._newest_cost_s = self._probed_s = 0.0
 
     def begin(self, step: int) -> None:
         """A run begins, in this thread."""
-        if self._phase_cost_s is None:
-            self._phase_cost_s = self._clock.pair_cost_s()
         self._last, self._opened, self.is_open = self._mark(step), None, False
         self.due = step + self._length  # what is done once is done by then
 
     def open(self, step: int) -> None:
-        began = self._clock.clock()
+        began = self.cpu_clock()
         self._newest_cost_s, self._probed_s = 0.0, self._probe()
         self._clock.enter(ROOT)
         self._opened = self._mark(step)
         self.is_open, self.due = True, step + self._length
-        self._opening_s = self._opened.now - began
+        self._opening_s = self.cpu_clock() - began
 
     def close(self, step: int) -> Record | None:
         """The record of the interval that ends; None where no step was made."""
+        began = self.cpu_clock()
         self._clock.leave()
         mark, opened, last = self._mark(step), self._opened, self._last
         self.is_open = False
@@ -138,11 +142,11 @@ class Windows:
         probe_s = min(self._probed_s, self._probe())
         record = None
         if step > opened.step and mark.now > opened.now:
-            record = self._record(last, opened, mark, probe_s)
+            record = record_of(last, opened, mark, probe_s)
             self.keep(record)
         self._last = mark
         num_calls = mark.num_calls - opened.num_calls
-        self.charge(self._opening_s + self._clock.clock() - mark.now + num_calls * (self._phase_cost_s or 0))
+        self.charge(self._opening_s + self.cpu_clock() - began + num_calls * self._clock.pair_cost_s)
         return record
 
     def charge(self, seconds: float) -> None:
@@ -164,45 +168,52 @@ class Windows:
         if 1 < self.num_records <= 1 + NUM_REFERENCE:
             self.reference.append(record)
 
-    def _mark(self, step: int) -> _Mark:
+    def _mark(self, step: int) -> Mark:
         waits = self._kernel.read()
         self._clock.charge()
-        phases, num_calls = self._clock.own_seconds(), self._clock.num_calls()
-        return _Mark(self._clock.clock(), step, phases, waits, num_calls)
-
-    def _record(self, last: _Mark, opened: _Mark, mark: _Mark, probe_s: float) -> Record:
-        seconds, window = mark.now - last.now, mark.now - opened.now
-        whole = {name: value for name, (value, _) in _difference(mark, last).items() if name in ALWAYS}
-        inside = _difference(mark, opened)
-        looked_at = {name: value for name, value in inside.items() if name not in ALWAYS}
-        looked_at_s = sum(value for value, _ in looked_at.values()) or window
-        rest = max(0.0, 1 - sum(whole.values()) / seconds)
-        scale = rest / looked_at_s
-        shares = {name: scale * value for name, (value, _) in looked_at.items()}
-        shares |= {name: value / seconds for name, value in whole.items()}
-        kept = mark.waits.since(opened.waits)
-        kept_s = kept.queued_s + kept.throttled_s
-        cpu_s = sum(cpu for _, cpu in inside.values()) or 1.0
-        waited = {
-            name: scale * max(0.0, value - cpu - kept_s * cpu / cpu_s)
-            for name, (value, cpu) in looked_at.items()
-        }
-        steps = mark.step - opened.step
-        cpu_by_category: dict[str, float] = {}
-        for name, (_, cpu) in inside.items():
-            category = category_of(name)
-            cpu_by_category[category] = cpu_by_category.get(category, 0.0) + cpu / steps
-        waits = mark.waits.since(last.waits)
-        return Record(seconds, mark.step - last.step, shares, waited, cpu_by_category, probe_s, waits)
+        phases, num_calls = self._clock.taken(), self._clock.num_calls()
+        return Mark(self._clock.clock(), step, phases, waits, num_calls)
 
 
-def _difference(mark: _Mark, before: _Mark) -> dict[str, tuple[float, float]]:
-    differences = {}
-    for name, (seconds, cpu) in mark.phases.items():
-        seconds_before, cpu_before = before.phases.get(name, (0.0, 0.0))
-        if seconds > seconds_before:
-            differences[name] = (seconds - seconds_before, cpu - cpu_before)
-    return differences
+def record_of(last: Mark, opened: Mark, mark: Mark, probe_s: float = 1.0) -> Record:
+    """Of the interval from ``last`` on, of which the part since ``opened`` was looked at."""
+    waits = mark.waits.since(last.waits)
+    wall_s = mark.now - last.now
+    throttled_s = min(waits.throttled_s, max(0.0, wall_s - waits.thread_cpu_s))
+    seconds = max(1e-9, wall_s - max(0.0, waits.queued_s - throttled_s))  # throttled counts as queued, too
+    whole = {name: taken for name, taken in _taken(last, mark).items() if name in ALWAYS}
+    inside = _taken(opened, mark)
+    seen = {name: taken for name, taken in inside.items() if name not in ALWAYS}
+    shares = {name: _net(taken) / seconds for name, taken in whole.items()}
+    if throttled_s:
+        shares[THROTTLED] = throttled_s / seconds
+    seen_s = sum(map(_net, seen.values())) or 1.0
+    scale = max(0.0, 1 - sum(shares.values())) / seen_s
+    shares |= {name: scale * _net(taken) for name, taken in seen.items()}
+    steps = max(1, mark.step - opened.step)
+    cpu_s: dict[str, float] = {}
+    for name, taken in inside.items():
+        cpu_s[category_of(name)] = cpu_s.get(category_of(name), 0.0) + taken.cpu_s / steps
+    return Record(
+        seconds,
+        mark.step - last.step,
+        shares,
+        {name: scale * (taken.blocked_s - taken.fault_s) for name, taken in seen.items()},
+        scale * sum(taken.fault_s for name, taken in seen.items() if category_of(name) != "data"),
+        cpu_s,
+        probe_s,
+        waits,
+    )
+
+
+def _taken(before: Mark, mark: Mark) -> dict[str, Taken]:
+    differences = {name: taken.since(before.phases.get(name, Taken())) for name, taken in mark.phases.items()}
+    return {name: taken for name, taken in differences.items() if taken.seconds > 0}
+
+
+def _net(taken: Taken) -> float:
+    """Without time in the CPU's queue."""
+    return taken.cpu_s + taken.blocked_s
 
 
 def probe_cpu(repeats: int = 3) -> float:

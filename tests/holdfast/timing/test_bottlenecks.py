@@ -29,7 +29,7 @@ def record(noise: float = 0.0, seconds: float = 1.0, **lost: float) -> Record:
     for name, share in lost.items():
         shares[name] = shares.get(name, 0.0) + share + noise
     cpu_s = {"forward": 0.004 * (1 + noise), "backward": 0.004, "environment": 0.0}
-    return Record(seconds, 100, shares, {}, cpu_s, 1.0, Waits(thread_cpu_s=seconds))
+    return Record(seconds, 100, shares, cpu_s=cpu_s)
 
 
 def several(num: int = 12, spread: float = 0.01, **lost: float) -> list[Record]:
@@ -102,7 +102,7 @@ def test_a_machine_that_got_slower_altogether_is_no_bottleneck() -> None:
 
 @pytest.mark.parametrize(("phase", "label"), [("forward", "compute"), ("environment", "environment")])
 def test_work_that_waits_is_named(phase: str, label: str) -> None:
-    waiting = [replace(each, waited={phase: 0.2}) for each in several()]
+    waiting = [replace(each, blocked={phase: 0.2}) for each in several()]
     (found,) = find_bottlenecks(waiting, waiting[:5])
     assert (found.label, found.share) == (label, pytest.approx(0.2, abs=0.01))
     assert found.evidence["waiting_share"] == pytest.approx(0.2)
@@ -126,12 +126,13 @@ def test_work_that_takes_a_usual_part_is_not_named() -> None:
 
 
 def test_throttling_and_stalls_for_memory_are_named_from_what_the_kernel_counts() -> None:
-    throttled = [replace(each, waits=Waits(thread_cpu_s=0.7, throttled_s=0.3)) for each in several()]
-    (found,) = find_bottlenecks(throttled)
-    assert (found.label, found.share) == ("cpu_throttled", pytest.approx(0.3))
+    (found,) = find_bottlenecks(several(throttled=0.3))
+    assert (found.label, found.share) == ("cpu_throttled", pytest.approx(0.3, abs=0.01))
     stalled = [replace(each, waits=Waits(memory_stalled_s=0.25, major_faults=500)) for each in several()]
     (found,) = find_bottlenecks(stalled)
     assert (found.label, found.share) == ("memory_pressure", pytest.approx(0.25))
+    (found,) = find_bottlenecks([replace(each, faulted=0.4) for each in several()])
+    assert (found.label, found.share) == ("memory_pressure", pytest.approx(0.4))
     elsewhere = [replace(each, waits=Waits(memory_stalled_s=0.25)) for each in several()]
     assert find_bottlenecks(elsewhere) == []  # another process of the machine stalls
 

@@ -18,16 +18,17 @@ from holdfast.timing.sketch import Sketch
 
 
 def test_a_phase_is_charged_without_those_within_it(hands: Any) -> None:
-    clock = PhaseClock(hands.clock, hands.cpu_clock)
+    clock = PhaseClock(hands.clock, hands.usage)
     with clock.span("outer"):
         hands.work(1)
         with clock.span("inner"):
             hands.wait(10)
-        hands.work(2)
+        hands.queue(2)
     hands.work(100)  # in no phase
     totals = clock.totals()
     assert {name: phase.seconds for name, phase in totals.items()} == {"outer": 3.0, "inner": 10.0}
-    assert {name: phase.cpu_s for name, phase in totals.items()} == {"outer": 3.0, "inner": 0.0}
+    assert {name: phase.cpu_s for name, phase in totals.items()} == {"outer": 1.0, "inner": 0.0}
+    assert {name: phase.blocked_s for name, phase in totals.items()} == {"outer": 0.0, "inner": 10.0}
     assert totals["outer"].durations.total_s == 13.0
 
 
@@ -72,15 +73,40 @@ def test_threads_have_phases_of_their_own_and_those_that_ended_are_kept() -> Non
             thread.join()
     assert clock.totals()["worker"].durations.count == 5
     assert clock.totals()["main"].durations.count == 1
-    assert clock.own_seconds().keys() == {"main"}
+    assert clock.taken().keys() == {"main"}
     assert len(clock._threads) <= 3
+
+
+def test_waiting_for_pages_is_told_from_other_waiting(hands: Any) -> None:
+    clock = PhaseClock(hands.clock, hands.usage)
+    with clock.span("step"):
+        hands.wait(3)
+        with clock.span("within"):
+            hands.work(1)
+        hands.wait(4, num_faults=2)
+    phase = clock.totals()["step"]
+    assert (phase.blocked_s, phase.fault_s) == (7.0, 4.0)
+
+
+def test_what_the_clock_takes_is_taken_off(hands: Any) -> None:
+    clock = PhaseClock(hands.clock, hands.usage)
+    clock.pair_cost_s = 0.5
+    with clock.span("outer"):
+        hands.work(4)
+        for _ in range(3):
+            with clock.span("inner"):
+                hands.work(1)
+    taken = clock.taken()
+    assert (taken["outer"].seconds, taken["inner"].seconds) == (4 - 0.25 * 4, 3 - 0.25 * 3)
+    clock.measure_cost(10)
+    assert 0 < clock.pair_cost_s < 0.1
 
 
 def test_what_raises_leaves_its_phase(hands: Any) -> None:
     clock = PhaseClock(hands.clock)
     with pytest.raises(OSError), clock.span("fails"):
         raise OSError
-    assert not clock.is_open()
+    assert clock.depth() == 0
     clock.leave()  # nothing is open: nothing happens
     assert clock.totals()["fails"].durations.count == 1
 
