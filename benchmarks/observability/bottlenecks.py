@@ -223,14 +223,14 @@ class Clockwork(BoundaryCallback):
 def fit(model: Model, clockwork: Clockwork, monitor: PerformanceMonitor | None, log_every: int = 5) -> None:
     injection = model.injection
     injection.is_on = False
-    saves = ModelCheckpoint("nowhere", every_n_train_steps=40, save_top_k=-1, save_weights_only=True)
+    saves = ModelCheckpoint("nowhere", every_n_train_steps=20, save_top_k=-1, save_weights_only=True)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
         callbacks=[clockwork, saves, *([monitor] if monitor else [])],
         logger=Log(injection, log_every),
         log_every_n_steps=log_every,
-        plugins=[Disk(injection, 40)],
+        plugins=[Disk(injection, 20)],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -303,22 +303,24 @@ class Result:
     records: int
 
 
-def step_seconds(seconds: float) -> float:
-    """Of the program as it is: the median of blocks."""
+def step_seconds(seconds: float) -> tuple[float, float]:
+    """Of the program as it is: the median of blocks, and how much of a CPU it gets beside others."""
+    wall, cpu = time.perf_counter(), time.thread_time()
     clockwork = Clockwork(Injection(), seconds, block_steps=8)
     fit(Model(clockwork.injection), clockwork, None)
-    return statistics.median(clockwork.steps_s[True] + clockwork.steps_s[False])
+    obtained = (time.thread_time() - cpu) / (time.perf_counter() - wall)
+    return statistics.median(clockwork.steps_s[True] + clockwork.steps_s[False]), obtained
 
 
 def run(kind: str, share: float, index: int, seconds: float) -> Result:
     place, slow, onset = VARIANTS[kind][index % len(VARIANTS[kind])]
-    base = step_seconds(0.25 * seconds)
+    base, obtained = step_seconds(0.3 * seconds)
     injection = Injection(place, base * share / (1 - share), slow, onset)
-    with prepared(kind, share, base, injection) as (model, turn):
+    with prepared(kind, share, base, obtained, injection) as (model, turn):
         monitor = PerformanceMonitor(interventions=kind == "compute", **WINDOWS)
         fit(model, Clockwork(injection, seconds / (1 - onset), turn=turn), monitor)
         found = monitor.find_bottlenecks()
-        num_steps = 40 if kind in ("disk", "cpu_throttled", "memory_pressure") else 10
+        num_steps = 20 if kind in ("disk", "cpu_throttled", "memory_pressure") else 10
         paired = Clockwork(injection, 0.8 * seconds, num_steps, turn)
         fit(model, paired, None)
     predicted = next((each.speed_up for each in found if each.label == kind), None)
@@ -329,14 +331,14 @@ def run(kind: str, share: float, index: int, seconds: float) -> Result:
 
 @contextlib.contextmanager
 def prepared(
-    kind: str, share: float, base: float, injection: Injection
+    kind: str, share: float, base: float, obtained: float, injection: Injection
 ) -> Iterator[tuple[Model, Callable[[bool], None]]]:
     """The model, and what else there is to do as the injection is switched."""
     model = Model(injection)
     if kind == "cpu_throttled":
         group = Group("cpu")
         group.write("cpu.cfs_period_us", 20_000)
-        quota = max(1000, round(20_000 * (1 - share)))
+        quota = max(1000, round(20_000 * obtained * (1 - share)))
         try:
             yield model, lambda is_on: group.write("cpu.cfs_quota_us", quota if is_on else -1)
         finally:
@@ -351,13 +353,13 @@ def prepared(
 @contextlib.contextmanager
 def short_of_memory(model: Model, share: float, base: float) -> Iterator[Callable[[bool], None]]:
     """Pages of a file are looked up in every step; on: there is memory for a quarter of them."""
+    group = Group("memory")  # first: pages belong to the group that reads them first
     with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
         file.write(os.urandom(PAGE * NUM_PAGES))
         file.flush()
         os.fsync(file.fileno())
         model.pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         model.pages.madvise(mmap.MADV_RANDOM)
-        group = Group("memory")
         limit = PAGE * NUM_PAGES // 4
 
         def turn(is_on: bool) -> None:
@@ -376,6 +378,7 @@ def short_of_memory(model: Model, share: float, base: float) -> Iterator[Callabl
                 model.pages[int(place) * PAGE]
             fault_s = (time.perf_counter() - began) / 2000
             turn(False)
+            print(f"{fault_s=}", group.folder, used(), flush=True)
             model.num_pages = max(1, round(base * share / (1 - share) / fault_s))
             yield turn
         finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from .timing.windows import ROOT, Mark, Reader, Record, Windows, record_of
 
 _ATTRIBUTE = "_holdfast_performance"
 _REPORT_EVERY_S = 60.0
+_INTERVENE_EVERY = 8  # windows
 
 
 class PerformanceMonitor(BoundaryCallback):
@@ -273,7 +273,7 @@ class PerformanceMonitor(BoundaryCallback):
             self._intervene()
         elif windows.is_open and step >= windows.due:
             self._close(step)
-            if self.interventions:
+            if self.interventions and windows.num_records % _INTERVENE_EVERY == 1:
                 self._inputs = LayerInputs(module)
         elif step >= windows.due:
             self._open(trainer, module, step)
@@ -312,9 +312,7 @@ class PerformanceMonitor(BoundaryCallback):
         assert self._inputs is not None
         began, calls = self._windows.cpu_clock(), self._inputs.stop()
         self._inputs = None
-        records = self._windows.records
-        if calls and records:
-            records[-1] = replace(records[-1], layer_excess_s=layer_excess_s(calls))
+        self._windows.layer_excess_s = layer_excess_s(calls)
         self._windows.charge(self._windows.cpu_clock() - began)
 
     def _report(self, trainer: Trainer, module: LightningModule) -> None:

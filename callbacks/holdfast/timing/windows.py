@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -45,7 +45,8 @@ class Record:
         cpu_s: computed by the thread in a step, by category.
         probe_s: CPU time of a fixed computation, then.
         waits: what the kernel counted in the interval.
-        layer_excess_s: time a step that layers took beyond what torch takes for the same; None: not measured.
+        layer_excess_s: time a step that layers took beyond what torch takes for the same, as last
+            measured; None: not measured.
     """
 
     seconds: float
@@ -109,6 +110,7 @@ class Windows:
         self.num_records = 0
         self.estimated_s: dict[str, float] = {}  # by phase, of all the time so far
         self.cost_s = 0.0  # of all windows so far
+        self.layer_excess_s: float | None = None  # as last measured, see `interventions`
         self.is_open = False
         self.due = 0  # the step at which the next thing is to do
         self._clock, self._kernel, self._length = clock, kernel, length
@@ -142,7 +144,7 @@ class Windows:
         probe_s = min(self._probed_s, self._probe())
         record = None
         if step > opened.step and mark.now > opened.now:
-            record = record_of(last, opened, mark, probe_s)
+            record = replace(record_of(last, opened, mark, probe_s), layer_excess_s=self.layer_excess_s)
             self.keep(record)
         self._last = mark
         num_calls = mark.num_calls - opened.num_calls
@@ -183,6 +185,7 @@ def record_of(last: Mark, opened: Mark, mark: Mark, probe_s: float = 1.0) -> Rec
     seconds = max(1e-9, wall_s - max(0.0, waits.queued_s - throttled_s))  # throttled counts as queued, too
     whole = {name: taken for name, taken in _taken(last, mark).items() if name in ALWAYS}
     inside = _taken(opened, mark)
+    inside = _without_waking(inside, mark, opened)
     seen = {name: taken for name, taken in inside.items() if name not in ALWAYS}
     shares = {name: _net(taken) / seconds for name, taken in whole.items()}
     if throttled_s:
@@ -209,6 +212,21 @@ def record_of(last: Mark, opened: Mark, mark: Mark, probe_s: float = 1.0) -> Rec
 def _taken(before: Mark, mark: Mark) -> dict[str, Taken]:
     differences = {name: taken.since(before.phases.get(name, Taken())) for name, taken in mark.phases.items()}
     return {name: taken for name, taken in differences.items() if taken.seconds > 0}
+
+
+def _without_waking(phases: dict[str, Taken], mark: Mark, opened: Mark) -> dict[str, Taken]:
+    """Who has waited stands in the CPU's queue before it goes on: what is too much is taken off the waits."""
+    kept = mark.waits.since(opened.waits)
+    available_s = mark.now - opened.now - max(0.0, kept.queued_s - kept.throttled_s)
+    blocked_s = sum(taken.blocked_s for taken in phases.values())
+    excess_s = sum(map(_net, phases.values())) - available_s
+    if not 0 < excess_s <= blocked_s:
+        return phases
+    factor = 1 - excess_s / blocked_s
+    return {
+        name: taken._replace(blocked_s=factor * taken.blocked_s, fault_s=factor * taken.fault_s)
+        for name, taken in phases.items()
+    }
 
 
 def _net(taken: Taken) -> float:
