@@ -1,12 +1,12 @@
 """Injected bottlenecks: is the right one named, and is its speed-up predicted? Are healthy runs left alone?
 
-    python benchmarks/observability/bottlenecks.py                       # all kinds, some 20 minutes
+    python benchmarks/observability/bottlenecks.py                       # all kinds, some 30 minutes
     python benchmarks/observability/bottlenecks.py --kinds data disk --shares 0.1 0.4 --runs 4
 
-One program (a perceptron on the CPU, some 5 ms a step) is slowed down on purpose so that the injected part is
-a given share of the step. Of each kind there are variants, taken in turns by run: something waits or computes,
-from the beginning or after some time. CPU and memory are kept short by control groups of this machine (v1, as
-root; left out and said so where there are none).
+One program (a perceptron on the CPU, some 5 ms a step) is slowed down on purpose so that the injected part
+is a given share of the step. Of each kind there are variants, taken in turns by run: something waits or
+computes, from the beginning or after eight windows. CPU and memory are kept short by control groups of this
+machine (v1, as root; left out and said so where there are none).
 
 A run is a fit with the monitor and the injection, and one without the monitor in which the injection is
 switched off and on block by block: the measured speed-up is the median over pairs of neighbouring blocks, so
@@ -51,6 +51,7 @@ from torch.utils.data import DataLoader
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "bottlenecks.json"
 WINDOWS: dict[str, Any] = {"window_steps": 8, "every_s": 0.1, "max_cost": 0.03}
+WINDOWS_OF_A_RUN = 14  # with the injection
 WIDTH, BATCH = 384, 128
 PAGE, NUM_PAGES = 4096, 16384  # of the file that memory is short for: 64 MiB
 
@@ -73,7 +74,7 @@ class Injection:
     place: str = ""
     seconds: float = 0.0  # in each step
     slow: Callable[[float], None] = wait
-    onset: float = 0.0  # share of the run after which it begins
+    onset: int = 0  # windows before it begins
     is_on: bool = False
 
     def at(self, place: str, times: float = 1.0) -> None:
@@ -179,10 +180,11 @@ def own_time(waits: Waits) -> float:
 
 @dataclass
 class Clockwork(BoundaryCallback):
-    """Ends a fit after some time; switches the injection on after its onset, or block by block."""
+    """Switches the injection on after its onset, or block by block; ends a fit after windows or seconds."""
 
     injection: Injection
     seconds: float
+    monitor: PerformanceMonitor | None = None
     block_steps: int = 0  # 0: no blocks
     turn: Callable[[bool], None] = lambda is_on: None
     is_slow: bool = True
@@ -203,10 +205,10 @@ class Clockwork(BoundaryCallback):
                 self.steps_s[self.injection.is_on].append(took / self.block_steps)
             self._switch(self._step // self.block_steps % 4 in (1, 2))  # on, on, off, off: neighbours differ
             self._block_began = own_time(self._kernel.read())
-        elif (
-            not self.block_steps and self.is_slow and now - self._began >= self.injection.onset * self.seconds
-        ):
-            self._switch(True)
+        elif self.monitor is not None:
+            num_windows = len(self.monitor.records)
+            self._switch(self.is_slow and num_windows >= self.injection.onset)
+            trainer.should_stop = num_windows >= self.injection.onset + WINDOWS_OF_A_RUN
         if now - self._began > self.seconds:
             trainer.should_stop = True
 
@@ -278,15 +280,15 @@ def has_group(controller: str) -> bool:
 
 # -- runs -------------------------------------------------------------------------------------------
 
-# By label: variants as place, what it does, and the share of the run after which it begins.
-VARIANTS: dict[str, list[tuple[str, Callable[[float], None], float]]] = {
-    "data": [("data", wait, 0.0), ("data", compute, 0.0)],
-    "environment": [("environment", wait, 0.0), ("environment", compute, 0.4)],
-    "compute": [("layer", compute, 0.0), ("step", compute, 0.4), ("step", wait, 0.0)],
-    "logging": [("logging", wait, 0.0), ("logging", compute, 0.0)],
-    "disk": [("disk", wait, 0.0), ("disk", compute, 0.0)],
-    "cpu_throttled": [("", wait, 0.0)],
-    "memory_pressure": [("", wait, 0.0)],
+# By label: variants as place, what it does, and the windows before it begins.
+VARIANTS: dict[str, list[tuple[str, Callable[[float], None], int]]] = {
+    "data": [("data", wait, 0), ("data", compute, 0)],
+    "environment": [("environment", wait, 0), ("environment", compute, 8)],
+    "compute": [("layer", compute, 0), ("step", compute, 8), ("step", wait, 0)],
+    "logging": [("logging", wait, 0), ("logging", compute, 0)],
+    "disk": [("disk", wait, 0), ("disk", compute, 0)],
+    "cpu_throttled": [("", wait, 0)],
+    "memory_pressure": [("", wait, 0)],
 }
 
 
@@ -318,13 +320,13 @@ def run(kind: str, share: float, index: int, seconds: float) -> Result:
     injection = Injection(place, base * share / (1 - share), slow, onset)
     with prepared(kind, share, base, obtained, injection) as (model, turn):
         monitor = PerformanceMonitor(interventions=kind == "compute", **WINDOWS)
-        fit(model, Clockwork(injection, seconds / (1 - onset), turn=turn), monitor)
+        fit(model, Clockwork(injection, 8 * seconds, monitor, turn=turn), monitor)
         found = monitor.find_bottlenecks()
         num_steps = 20 if kind in ("disk", "cpu_throttled", "memory_pressure") else 10
-        paired = Clockwork(injection, 0.8 * seconds, num_steps, turn)
+        paired = Clockwork(injection, seconds, block_steps=num_steps, turn=turn)
         fit(model, paired, None)
     predicted = next((each.speed_up for each in found if each.label == kind), None)
-    variant = f"{place} {slow.__name__} {onset}" if place else kind
+    variant = f"{place} {slow.__name__} after {onset}" if place else kind
     named = [each.label for each in found]
     return Result(kind, variant, share, named, predicted, paired.speed_up(), len(monitor.records))
 
@@ -378,7 +380,6 @@ def short_of_memory(model: Model, share: float, base: float) -> Iterator[Callabl
                 model.pages[int(place) * PAGE]
             fault_s = (time.perf_counter() - began) / 2000
             turn(False)
-            print(f"{fault_s=}", group.folder, used(), flush=True)
             model.num_pages = max(1, round(base * share / (1 - share) / fault_s))
             yield turn
         finally:
@@ -396,7 +397,7 @@ def healthy(seconds: float, interventions: bool) -> list[str]:
     """What is named where nothing is injected."""
     injection = Injection()
     monitor = PerformanceMonitor(interventions=interventions, **WINDOWS)
-    fit(Model(injection), Clockwork(injection, seconds, is_slow=False), monitor)
+    fit(Model(injection), Clockwork(injection, 8 * seconds, monitor, is_slow=False), monitor)
     return [each.label for each in monitor.find_bottlenecks()]
 
 
@@ -434,10 +435,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kinds", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.35, 0.6])
-    parser.add_argument("--runs", type=int, default=4, help="of each kind and share")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.3, 0.6])
+    parser.add_argument("--runs", type=int, default=3, help="of each kind and share")
     parser.add_argument("--healthy", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a fit with the monitor")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each paired measurement")
     parser.add_argument("--quick", action="store_true", help="one short run, for the tests")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()

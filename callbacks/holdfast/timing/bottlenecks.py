@@ -13,7 +13,7 @@ A healthy run computes: its step is the model's arithmetic, and nothing waits. S
   then;
 - the whole of environments, optimiser or validation, once it takes more than a good part of all time;
 - ``cpu_throttled``: what the quota of a control group stopped; ``memory_pressure``: waiting for pages of
-  memory that come from a disk, but as data.
+  memory that come back from a disk, but as data, and what the kernel computes meanwhile.
 
 Time in the CPU's queue is left out of all, so neighbours on the machine are no bottleneck, and shares and
 speed-ups are those of a machine of one's own. A bottleneck is named where its share is above a threshold with
@@ -37,7 +37,7 @@ from .actions import STEP
 from .windows import THROTTLED, Record
 
 MIN_WINDOWS = 5
-NUM_WINDOWS = 20  # newest ones looked at
+NUM_WINDOWS = 12  # newest ones looked at
 _RARE = ("disk", "logging", "validation")  # of these all that are kept
 THRESHOLD = 0.05
 CONFIDENCE = 0.975
@@ -166,11 +166,13 @@ def _compute(record: Record, reference: Sequence[Record]) -> float:
 
 
 def _grown(record: Record, reference: Sequence[Record], categories: Sequence[str]) -> float:
-    """Share of the time that is computed beyond the earliest windows; below 0 where it got faster."""
+    """Share of the time computed beyond the earliest windows, where it is more than in any of them."""
     if not reference:
         return 0.0
-    normal = statistics.median(_cpu(each, categories) / each.probe_s for each in reference) * record.probe_s
-    return (_cpu(record, categories) - normal) * record.steps / record.seconds
+    normal = [_cpu(each, categories) / each.probe_s * record.probe_s for each in reference]
+    cpu_s = _cpu(record, categories)
+    excess_s = cpu_s - statistics.median(normal) if cpu_s > max(normal) else 0.0
+    return excess_s * record.steps / record.seconds
 
 
 def _cpu(record: Record, categories: Sequence[str]) -> float:
@@ -186,11 +188,13 @@ def _large(category: str) -> Lost:
 
 
 def _memory(record: Record, reference: Sequence[Record]) -> float:
-    """Waiting for pages that come back; or what the kernel says, where pages of this process do."""
+    """Where pages of this process come back: waiting for them, and what the kernel computes to find room."""
     waits = record.waits
     is_ours = waits.major_faults / record.seconds > _FAULTS_PER_S or abs(waits.swapped_bytes) > _SWAPPED_BYTES
-    stalled = min(1.0, waits.memory_stalled_s / record.seconds) if is_ours else 0.0
-    return max(record.faulted, stalled)
+    if not is_ours:
+        return 0.0
+    stalled = max(record.faulted, waits.memory_stalled_s / record.seconds)
+    return min(1.0, stalled + waits.thread_system_s / record.seconds)
 
 
 LABELS: dict[str, Lost] = {

@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+_THREAD = getattr(resource, "RUSAGE_THREAD", None)
+
 
 class Waits(NamedTuple):
     """Totals so far; a difference of two tells what was waited for between them.
 
     Attributes:
         cpu_s: computed by all threads of this process.
-        thread_cpu_s: computed by the thread that asks.
+        thread_cpu_s: computed by the thread that asks; thread_system_s: of that, by the kernel for it.
         throttled_s: for which the CPU quota of a control group stopped its processes, over its CPUs.
         memory_stalled_s: some task waited for memory: in this control group, else in the machine.
         io_stalled_s: the same for reads and writes.
@@ -29,6 +35,7 @@ class Waits(NamedTuple):
 
     cpu_s: float = 0.0
     thread_cpu_s: float = 0.0
+    thread_system_s: float = 0.0
     throttled_s: float = 0.0
     memory_stalled_s: float = 0.0
     io_stalled_s: float = 0.0
@@ -61,6 +68,7 @@ class Kernel:
         return Waits(
             cpu_s=time.process_time(),
             thread_cpu_s=time.thread_time(),
+            thread_system_s=_system_s(),
             throttled_s=sum(_throttled(path) for path in self._quotas),
             memory_stalled_s=_stalled(self._pressures["memory"]),
             io_stalled_s=_stalled(self._pressures["io"]),
@@ -88,6 +96,10 @@ class Kernel:
     def _find_pressure(self, kind: str, folders: list[Path]) -> Path:
         own = [folder / f"{kind}.pressure" for folder in folders[:1]]
         return next((path for path in own if path.exists()), self._proc / "pressure" / kind)
+
+
+def _system_s() -> float:
+    return resource.getrusage(_THREAD).ru_stime if _THREAD is not None else 0.0
 
 
 def _throttled(path: Path) -> float:

@@ -131,8 +131,9 @@ def test_throttling_and_stalls_for_memory_are_named_from_what_the_kernel_counts(
     stalled = [replace(each, waits=Waits(memory_stalled_s=0.25, major_faults=500)) for each in several()]
     (found,) = find_bottlenecks(stalled)
     assert (found.label, found.share) == ("memory_pressure", pytest.approx(0.25))
-    (found,) = find_bottlenecks([replace(each, faulted=0.4) for each in several()])
-    assert (found.label, found.share) == ("memory_pressure", pytest.approx(0.4))
+    waits = Waits(thread_system_s=0.1, major_faults=500)
+    (found,) = find_bottlenecks([replace(each, faulted=0.4, waits=waits) for each in several()])
+    assert (found.label, found.share) == ("memory_pressure", pytest.approx(0.5))
     elsewhere = [replace(each, waits=Waits(memory_stalled_s=0.25)) for each in several()]
     assert find_bottlenecks(elsewhere) == []  # another process of the machine stalls
 
