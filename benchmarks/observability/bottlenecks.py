@@ -52,6 +52,7 @@ from torch.utils.data import DataLoader
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "bottlenecks.json"
 WINDOWS: dict[str, Any] = {"window_steps": 8, "every_s": 0.1, "max_cost": 0.03}
 WINDOWS_OF_A_RUN = 14  # with the injection
+MIN_PAIRS = 6
 WIDTH, BATCH = 384, 128
 PAGE, NUM_PAGES = 4096, 16384  # of the file that memory is short for: 64 MiB
 
@@ -209,7 +210,8 @@ class Clockwork(BoundaryCallback):
             num_windows = len(self.monitor.records)
             self._switch(self.is_slow and num_windows >= self.injection.onset)
             trainer.should_stop = num_windows >= self.injection.onset + WINDOWS_OF_A_RUN
-        if now - self._began > self.seconds:
+        has_enough = not self.block_steps or len(self.steps_s[False]) >= MIN_PAIRS
+        if now - self._began > self.seconds and has_enough:
             trainer.should_stop = True
 
     def _switch(self, is_on: bool) -> None:
@@ -451,28 +453,34 @@ def main() -> None:
     kinds = [kind for kind in given.kinds if kind not in needs or has_group(needs[kind])]
     if left_out := sorted(set(given.kinds) - set(kinds)):
         print(f"left out, no control group can be made: {', '.join(left_out)}", flush=True)
-    results, false = [], []
+    results: list[Result] = []
+    false: list[list[str]] = []
+    about = {
+        "left_out": left_out,
+        "seconds": given.seconds,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("lightning-holdfast", "lightning", "torch")},
+    }
+    out = given.out.absolute()
+
+    def keep() -> dict[str, Any]:
+        found = {**summary(results, false), **about, "load": os.getloadavg()}
+        out.write_text(json.dumps({**found, "each": [vars(result) for result in results]}, indent=1) + "\n")
+        return found
+
     with tempfile.TemporaryDirectory(prefix="bottlenecks-") as folder, contextlib.chdir(folder):
         for index in range(given.runs):
             for share in given.shares:
                 for kind in kinds:
                     results.append(run(kind, share, index, given.seconds))
                     print(results[-1], flush=True)
+                    keep()
         for index in range(given.healthy):
             false.append(healthy(given.seconds, interventions=index % 2 == 0))
             print("healthy", false[-1], flush=True)
-    found = {
-        **summary(results, false),
-        "each": [vars(result) for result in results],
-        "left_out": left_out,
-        "seconds": given.seconds,
-        "load": os.getloadavg(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("lightning-holdfast", "lightning", "torch")},
-    }
-    print(json.dumps({key: value for key, value in found.items() if key != "each"}, indent=1))
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+            keep()
+    print(json.dumps(keep(), indent=1))
 
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ class Windows:
         self._last, self._opened, self.is_open = self._mark(step), None, False
         self.due = step + self._length  # what is done once is done by then
 
-    def open(self, step: int) -> None:
-        began = self.cpu_clock()
+    def open(self, step: int, since: float | None = None) -> None:
+        """Begin to look; ``since``, by the CPU clock, this has cost something."""
+        began = self.cpu_clock() if since is None else since
         self._newest_cost_s, self._probed_s = 0.0, self._probe()
         self._clock.enter(ROOT)
         self._opened = self._mark(step)
