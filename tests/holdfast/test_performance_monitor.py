@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -244,6 +247,32 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     monitor = PerformanceMonitor(**OFTEN)
     with pytest.warns(UserWarning, match="could not be written"):
         fit(Acting(Hands()), monitor, folder=tmp_path)
+
+
+@pytest.mark.timeout(400)  # two processes, each with its own imports
+@each_program
+def test_two_ranks_are_watched_and_one_reports(name: str, tmp_path: Path) -> None:
+    program = f"""
+        import os, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from programs import build, run
+        from holdfast import PerformanceMonitor
+
+        monitor = PerformanceMonitor(**{OFTEN!r}, interventions=True, report_every_steps=1)
+        folder = Path({str(tmp_path)!r})
+        two = dict(strategy="ddp_find_unused_parameters_true", devices=2)
+        run(build({name!r}), folder, make_callbacks=lambda *_: [monitor], **two)
+        assert monitor.records
+        (folder / f"rank{{os.environ.get('LOCAL_RANK', 0)}}").touch()
+    """
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, "-W", "ignore", path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "monitor" / "performance_report.json").read_text())
+    assert report["shares"]["backward"] > 0
+    assert sorted(tmp_path.glob("rank*")) == [tmp_path / "rank0", tmp_path / "rank1"]
 
 
 # -- without a Trainer --------------------------------------------------------------------------------

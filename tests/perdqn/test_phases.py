@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
+from holdfast import PerformanceMonitor
 
 from perdqn.phases import REST, PhaseTimer
 
@@ -51,6 +53,20 @@ def test_it_changes_nothing_and_leaves_nothing() -> None:
         if "ClockedMethods" in repr(value) or "PhaseTimer" in repr(value)
     ]
     assert left == []
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_performance_monitor_sees_these_phases_and_changes_nothing(backend: str, tmp_path: Path) -> None:
+    monitor = PerformanceMonitor(window_steps=2, every_s=1e-6, max_cost=0.99)
+    watched = small(learner={"backend": backend})
+    trainer(monitor, default_root_dir=tmp_path).fit(watched)
+    assert_same(fingerprint(watched), fingerprint(fitted(learner={"backend": backend})))
+    report = monitor.get_performance_report()
+    assert sum(report["shares"].values()) == pytest.approx(1)
+    wanted = ["acting", "environment", "replay", "forward", "optimiser", "validation"]
+    assert min(report["shares"][name] for name in wanted) > 0
+    assert {"environment/env step", "replay/sample"} <= report["timings"]["phases"].keys()
+    assert (report["shares"]["backward"] > 0) is (backend == "eager")
 
 
 def test_what_fails_is_left_too() -> None:

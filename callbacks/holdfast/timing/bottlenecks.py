@@ -9,8 +9,8 @@ A healthy run computes: its step is the model's arithmetic, and nothing waits. S
 - of work that must be done, only the part beyond what it should take. ``environment``: what it waits without
   computing, and what it computes more than in the run's earliest windows. ``compute`` (forward, backward):
   the same, and what layers take beyond torch's own forward of the same layer, where that was measured (see
-  `interventions`). CPU time is compared, by the speed that a fixed computation shows the machine to have just
-  then;
+  `interventions`). CPU time is compared, as it is and by the speed that a fixed computation shows the machine
+  to have just then;
 - the whole of environments, optimiser or validation, once it takes more than a good part of all time;
 - ``cpu_throttled``: what the quota of a control group stopped; ``memory_pressure``: waiting for pages of
   memory that come back from a disk, but as data, and what the kernel computes meanwhile.
@@ -166,12 +166,15 @@ def _compute(record: Record, reference: Sequence[Record]) -> float:
 
 
 def _grown(record: Record, reference: Sequence[Record], categories: Sequence[str]) -> float:
-    """Share of the time computed beyond the earliest windows, where it is more than in any of them."""
-    if not reference:
-        return 0.0
-    normal = [_cpu(each, categories) / each.probe_s * record.probe_s for each in reference]
-    cpu_s = _cpu(record, categories)
-    excess_s = cpu_s - statistics.median(normal) if cpu_s > max(normal) else 0.0
+    """Share of the time computed beyond the earliest windows, where it is more than in any of them.
+
+    As it is, and by the speed of the machine: of the two the less.
+    """
+    cpu_s, excess_s = _cpu(record, categories), math.inf
+    for speed in (lambda each: 1.0, lambda each: each.probe_s):
+        normal = [_cpu(each, categories) * speed(record) / speed(each) for each in reference]
+        is_more = cpu_s > max(normal, default=math.inf)
+        excess_s = min(excess_s, cpu_s - statistics.median(normal) if is_more else 0.0)
     return excess_s * record.steps / record.seconds
 
 

@@ -100,6 +100,12 @@ def test_a_machine_that_got_slower_altogether_is_no_bottleneck() -> None:
     assert find_bottlenecks(slow, normal[:5]) == []
 
 
+def test_a_machine_that_got_faster_altogether_is_no_bottleneck() -> None:
+    normal = several()
+    faster = [replace(each, probe_s=0.5) for each in normal]
+    assert find_bottlenecks(faster, normal[:5]) == []
+
+
 @pytest.mark.parametrize(("phase", "label"), [("forward", "compute"), ("environment", "environment")])
 def test_work_that_waits_is_named(phase: str, label: str) -> None:
     waiting = [replace(each, blocked={phase: 0.2}) for each in several()]
