@@ -184,9 +184,10 @@ def record_of(last: Mark, opened: Mark, mark: Mark, probe_s: float = 1.0) -> Rec
     wall_s = mark.now - last.now
     throttled_s = min(waits.throttled_s, max(0.0, wall_s - waits.thread_cpu_s))
     seconds = max(1e-9, wall_s - max(0.0, waits.queued_s - throttled_s))  # throttled counts as queued, too
-    whole = {name: taken for name, taken in _taken(last, mark).items() if name in ALWAYS}
     inside = _taken(opened, mark)
-    inside = _without_waking(inside, mark, opened)
+    factor = _waiting_alone(inside, mark, opened)
+    inside = {name: _scaled(taken, factor) for name, taken in inside.items()}
+    whole = {n: _scaled(taken, factor) for n, taken in _taken(last, mark).items() if n in ALWAYS}
     seen = {name: taken for name, taken in inside.items() if name not in ALWAYS}
     shares = {name: _net(taken) / seconds for name, taken in whole.items()}
     if throttled_s:
@@ -215,19 +216,17 @@ def _taken(before: Mark, mark: Mark) -> dict[str, Taken]:
     return {name: taken for name, taken in differences.items() if taken.seconds > 0}
 
 
-def _without_waking(phases: dict[str, Taken], mark: Mark, opened: Mark) -> dict[str, Taken]:
-    """Who has waited stands in the CPU's queue before it goes on: what is too much is taken off the waits."""
+def _waiting_alone(phases: dict[str, Taken], mark: Mark, opened: Mark) -> float:
+    """Part of what was blocked that was no queue: who has waited stands in it before going on."""
     kept = mark.waits.since(opened.waits)
     available_s = mark.now - opened.now - max(0.0, kept.queued_s - kept.throttled_s)
     blocked_s = sum(taken.blocked_s for taken in phases.values())
     excess_s = sum(map(_net, phases.values())) - available_s
-    if not 0 < excess_s <= blocked_s:
-        return phases
-    factor = 1 - excess_s / blocked_s
-    return {
-        name: taken._replace(blocked_s=factor * taken.blocked_s, fault_s=factor * taken.fault_s)
-        for name, taken in phases.items()
-    }
+    return 1 - excess_s / blocked_s if 0 < excess_s <= blocked_s else 1.0
+
+
+def _scaled(taken: Taken, factor: float) -> Taken:
+    return taken._replace(blocked_s=factor * taken.blocked_s, fault_s=factor * taken.fault_s)
 
 
 def _net(taken: Taken) -> float:

@@ -18,8 +18,8 @@ class Slow(nn.Linear):
     """Does what it does, and something more."""
 
     def forward(self, x: Tensor) -> Tensor:
-        until = time.perf_counter() + 0.02
-        while time.perf_counter() < until:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
             pass
         return super().forward(x)
 

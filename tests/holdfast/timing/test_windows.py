@@ -65,6 +65,20 @@ def test_time_in_the_queue_of_the_cpu_is_left_out(hands: Any) -> None:
     assert record.wait("data", "forward") == pytest.approx(0.4)
 
 
+def test_who_has_waited_stands_in_the_queue_before_it_goes_on(hands: Any) -> None:
+    clock, windows = made(hands)
+    windows.open(0)
+    with clock.span("logging/loggers"):
+        hands.wait(4)
+        hands.queue(12)  # blocked, as far as this phase can tell
+    with clock.span("forward"):
+        hands.work(6)
+    record = windows.close(2)
+    assert record is not None
+    assert record.seconds == 10.0
+    assert record.shares == pytest.approx({"forward": 0.6, "logging/loggers": 0.4})
+
+
 def test_throttled_time_is_a_share_of_its_own(hands: Any) -> None:
     clock, windows = made(hands)
     windows.open(0)
