@@ -41,8 +41,8 @@ _CLOCK = ("time/", "resource/")  # what begins so is of the clock or the machine
 class TuningAdvisor(BoundaryCallback):
     """Looks at a run's figures now and then, and says what they mean and which setting to change.
 
-    Looks are 10 training steps apart as a run begins and ``every_n_steps`` later; at every fifth the rules
-    are asked. Figures come from
+    The first step is looked at; further looks are 10 training steps apart as a run begins and
+    ``every_n_steps`` later; at every fifth the rules are asked. Figures come from
 
     - one optimiser step, measured: gradients, weights, how far they moved, dead units (see `Vitals`);
     - what is logged: `self.log`, or, where a module logs straight to its loggers, what it hands to the
@@ -84,7 +84,7 @@ class TuningAdvisor(BoundaryCallback):
         rules: Sequence[Rule] = (),
         without: Sequence[str] = (),
         general: bool = True,
-        every_n_steps: int = 200,
+        every_n_steps: int = 500,
         monitor: str | None = None,
         monitor_mode: Literal["min", "max"] = "min",
         num_samples: int = 20,
@@ -96,7 +96,7 @@ class TuningAdvisor(BoundaryCallback):
         if monitor_mode not in ("min", "max"):
             raise ValueError(f"monitor_mode must be min or max, got {monitor_mode!r}")
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}; use 200")
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}; use 500")
         if num_samples < 8:
             raise ValueError(f"num_samples must be at least 8, got {num_samples}; use 20")
         self.mode, self.rules, self.without, self.general = mode, list(rules), set(without), general
@@ -169,7 +169,7 @@ class TuningAdvisor(BoundaryCallback):
     def _begin(self) -> None:
         state, self._loaded = self._loaded, None
         if state is None:
-            self._next_look = self._progress.completed + min(self.every_n_steps, _FIRST_EVERY)
+            self._next_look = self._progress.completed  # the first step tells much
         else:
             self._restore(state)
         if self._diary is not None:

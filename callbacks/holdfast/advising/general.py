@@ -7,6 +7,7 @@ Knows nothing about where figures come from. Thresholds "chosen here" are scored
 from __future__ import annotations
 
 from .advice import Advice
+from .expression import Expression
 from .names import find_setting
 from .rule import Rule
 from .signals import Signals
@@ -63,6 +64,18 @@ THRESHOLDS = (
         setting="learning_rate",
         propose="value / 10",
         expected="A loss that falls further.",
+    ),
+    Threshold(
+        name="first_updates_too_large",
+        when=["max(update_ratio) > 0.2"],
+        priority="high",
+        message="A single step has changed weights by {0:.0%} of their size, which undoes the "
+        "initialisation; lower the learning rate from {value}, or warm it up.",
+        source=KARPATHY,
+        setting="learning_rate",
+        propose="value / 10",
+        expected="Units that stay alive, and a loss that falls further.",
+        confidence=0.6,
     ),
     Threshold(
         name="updates_too_small",
@@ -220,21 +233,26 @@ THRESHOLDS = (
 
 
 class NotShuffled(Rule):
-    """Training data come in the order they are stored in."""
+    """Training data come in the order they are stored in; it matters where the loss jumps."""
 
     name = "not_shuffled"
+    _signs = tuple(
+        Expression(text)
+        for text in ("100 * spikes(loss)", "tail(loss) / 3", "median(val_loss, 3) / median(loss) / 1.3")
+    )
 
     def check(self, signals: Signals) -> Advice | None:
         if find_setting(signals.settings, "shuffle")[1] is not False or len(signals.window("loss")) < 20:
             return None
+        signs = {sign.text: sign(signals, window=100) or 0.0 for sign in self._signs}
         return Advice(
             rule=self.name,
-            priority="medium",
+            priority="high" if max(signs.values()) > 1 else "low",
             message="Training data are read in the order they are stored in; use DataLoader(shuffle=True).",
-            evidence={"sampler": "SequentialSampler"},
-            source="stochastic gradients are unbiased where batches are drawn at random",
+            evidence={"sampler": "SequentialSampler", **signs, "any of these >": 1.0},
+            source="gradients are unbiased where batches are drawn at random; signs chosen here",
             expected="Batches that are alike; steps that do not undo one another.",
-            confidence=0.5,
+            confidence=0.9,
         )
 
 

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -39,43 +40,43 @@ class Vitals:
     """  # noqa: E501
 
     def __init__(self, module: nn.Module) -> None:
-        layers = [part for part in module.modules() if isinstance(part, nn.Linear | _ConvNd)]
-        self._layers = [layer for layer in layers if isinstance(layer.weight, Tensor)]
-        self._streaks: dict[int, Tensor] = {}  # of a layer's units: measurements without gradient
+        self._layers: list[Any] = [m for m in module.modules() if isinstance(m, nn.Linear | _ConvNd)]
+        self._streaks: dict[int, np.ndarray] = {}  # of a layer's units: measurements without gradient
         self._first_losses: list[float] = []
         self._figures: dict[str, Any] = {}
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._weights: list[Tensor] = []
+        self._before: list[Tensor] = []  # samples of them
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer, clip_norm: float | None) -> None:
         """Gradients are there, and not yet clipped."""
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        trained = [
-            (index, layer)
-            for index, layer in enumerate(self._layers)
-            if id(layer.weight) in owned and layer.weight.grad is not None
-        ]
-        norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        norms = dict(zip(map(id, gradients), _norms(gradients), strict=True))
+        norm = math.hypot(*norms.values())
+        trained = [i for i, layer in enumerate(self._layers) if id(layer.weight.grad) in norms]
         self._figures = {"grad_norm": norm, "learning_rate": float(optimizer.param_groups[0]["lr"])}
         if clip_norm:
             self._figures["clipped"] = float(norm > clip_norm)
         if len(trained) > 1:
-            first, last = (_rms(layer.weight.grad) for layer in (trained[0][1], trained[-1][1]))
-            self._figures["grad_depth_ratio"] = float(first / last) if last else math.nan
+            grads = [self._layers[i].weight.grad for i in (trained[0], trained[-1])]
+            first, last = (norms[id(grad)] / math.sqrt(grad.numel()) for grad in grads)
+            self._figures["grad_depth_ratio"] = first / last if last else math.nan
         if norm > 0:  # else nothing is to be learnt, whatever units do
             self._note_dead(trained)
-        self._before = [(layer.weight, _sample(layer.weight).clone()) for _, layer in trained]
+        self._weights = [self._layers[i].weight for i in trained]
+        self._before = [_sample(weight).clone() for weight in self._weights]
 
     @torch.no_grad()
     def after_step(self) -> None:
         """The optimiser has stepped; called twice, the first call counts."""
-        before, self._before = self._before, []
+        weights, before = self._weights, self._before
+        self._weights, self._before = [], []
         if before:
-            moved = torch.stack([_ratio(_sample(weight) - old, old) for weight, old in before])
-            self._figures["update_ratio"] = statistics.median(moved.tolist())
-            self._figures["weight_norm"] = float(nn.utils.get_total_norm([weight for weight, _ in before]))
+            moved = torch._foreach_sub([_sample(weight) for weight in weights], before)
+            norms = np.array(_norms([*moved, *before, *weights])).reshape(3, -1)
+            self._figures["update_ratio"] = float(np.median(norms[0] / norms[1].clip(min=1e-12)))
+            self._figures["weight_norm"] = math.hypot(*norms[2])
 
     def after_batch(self, outputs: Any) -> dict[str, float]:
         """All figures of the step.
@@ -99,46 +100,48 @@ class Vitals:
             figures["loss_start"] = statistics.median(self._first_losses)
         return figures
 
-    def _note_dead(self, trained: Sequence[tuple[int, Any]]) -> None:
+    def _note_dead(self, trained: Sequence[int]) -> None:
+        found = ((i, _by_unit(self._layers[i])) for i in trained)
+        by_unit = {i: units for i, units in found if units is not None and len(units) >= _FEWEST_UNITS}
+        if not by_unit:
+            return
+        gradients = torch.cat([units.float() for units in by_unit.values()]).cpu().numpy()
+        ends = np.cumsum([len(units) for units in by_unit.values()])[:-1]
         shares = []
-        for index, layer in trained:
-            gradient = _by_unit(layer)
-            if gradient is None or len(gradient) < _FEWEST_UNITS:
-                continue
-            is_still = gradient == 0
-            streak = self._streaks.get(index, torch.zeros_like(is_still, dtype=torch.uint8))
-            streak = ((streak.to(is_still.device) + 1) * is_still).clamp(max=_DEAD_AFTER)
-            self._streaks[index] = streak
-            shares.append((streak == _DEAD_AFTER).float().mean())
-        if shares:
-            self._figures["dead_units"] = float(torch.stack(shares).max())
+        for i, units in zip(by_unit, np.split(gradients, ends), strict=True):
+            streak = (self._streaks.get(i, 0) + 1) * (units == 0)
+            self._streaks[i] = np.minimum(streak, _DEAD_AFTER)
+            shares.append(np.mean(self._streaks[i] == _DEAD_AFTER))
+        self._figures["dead_units"] = float(max(shares))
 
     def state_dict(self) -> dict[str, Any]:
-        streaks = {index: streak.cpu() for index, streak in self._streaks.items()}
+        streaks = {i: torch.from_numpy(streak.astype(np.uint8)) for i, streak in self._streaks.items()}
         return {"streaks": streaks, "first_losses": list(self._first_losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._streaks, self._first_losses = dict(state["streaks"]), list(state["first_losses"])
+        self._streaks = {i: streak.cpu().numpy().astype(np.int64) for i, streak in state["streaks"].items()}
+        self._first_losses = list(state["first_losses"])
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[float]:
+    """2-norms, with one transfer from the device."""
+    if not tensors:
+        return []
+    norms = torch._foreach_norm(list(tensors), dtype=torch.float32)
+    return [float(norm) for norm in torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()]
 
 
 def _by_unit(layer: Any) -> Tensor | None:
-    """Size of the gradient that reached each unit of a layer; 0 where none did."""
+    """The gradient that reached each unit of a layer, or its size."""
     if layer.bias is not None and layer.bias.grad is not None:
-        return layer.bias.grad.abs()
+        bias: Tensor = layer.bias.grad
+        return bias
     if isinstance(layer, _ConvTransposeNd):
         return None
-    return layer.weight.grad.flatten(1).abs().amax(1)
+    size: Tensor = layer.weight.grad.flatten(1).abs().amax(1)
+    return size
 
 
 def _sample(weight: Tensor) -> Tensor:
     flat = weight.detach().reshape(-1)
     return flat[:: -(-flat.numel() // _MOST_ELEMENTS)]
-
-
-def _ratio(change: Tensor, weight: Tensor) -> Tensor:
-    return change.norm() / weight.norm().clamp(min=1e-12)
-
-
-def _rms(x: Any) -> Tensor:
-    norm: Tensor = x.norm() / math.sqrt(x.numel())
-    return norm
