@@ -41,7 +41,7 @@ _CLOCK = ("time/", "resource/")  # what begins so is of the clock or the machine
 class TuningAdvisor(BoundaryCallback):
     """Looks at a run's figures now and then, and says what they mean and which setting to change.
 
-    The first step is looked at; further looks are 10 training steps apart as a run begins and
+    The first step is looked at; further looks are some 10 training steps apart as a run begins, and
     ``every_n_steps`` later; at every fifth the rules are asked. Figures come from
 
     - one optimiser step, measured: gradients, weights, how far they moved, dead units (see `Vitals`);
@@ -261,7 +261,7 @@ class TuningAdvisor(BoundaryCallback):
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         position = self._progress.completed
-        self._next_look = position + min(self.every_n_steps, max(_FIRST_EVERY, position // 20))
+        self._next_look = position + _period(position, self.every_n_steps)
         self._num_looks += 1
         self._ask_for_signals(trainer, module)
         self._measure_next_step()
@@ -294,7 +294,9 @@ class TuningAdvisor(BoundaryCallback):
             self._signals.settings |= adapter.effective
         if trainer.world_size > 1:
             changes = [(c.setting, c.proposed) for event in events for c in event.advice.changes]
-            adapter.follow(trainer.strategy.broadcast(changes))
+            changes = trainer.strategy.broadcast(changes)
+            if not trainer.is_global_zero:
+                adapter.follow(changes)
         for event in events:
             self._tell(event.kind, event.advice)
             (change,) = event.advice.changes
@@ -367,6 +369,11 @@ def _short(value: Any) -> str:
 def _hand_over(module: Any, watch: Callable[[Mapping[str, Any]], None] | None) -> None:
     if hasattr(module, "metrics_watch"):
         module.metrics_watch = watch
+
+
+def _period(position: int, most: int) -> int:
+    """Steps to the next look: uneven, so that what happens every so many steps is not always missed."""
+    return min(most, max(_FIRST_EVERY, position // 20) + position % 7)
 
 
 def _narrowed(setting: Adaptable, low: float = -float("inf"), high: float = float("inf")) -> Adaptable:

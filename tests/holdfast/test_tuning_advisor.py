@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
+import textwrap
 import timeit
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -514,3 +517,40 @@ def test_a_boundary_without_a_look_does_next_to_nothing(tmp_path: Path) -> None:
     watching, timing = advisor(every_n_steps=100), Timing()
     run(program(max_epochs=1), tmp_path, None, lambda *_: [watching, timing], logger=CSVLogger(tmp_path))
     assert timing.cost < 20  # calls of an empty function, of some 50 ns each
+
+
+@pytest.mark.timeout(300)
+def test_ranks_make_the_same_changes(tmp_path: Path) -> None:
+    """The loss is each rank's own; the first one decides."""
+    program = f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch
+        from test_tuning_advisor import DataLoader, Regression, Trainer, advisor, often, seed_everything
+
+        seed_everything(1)
+        rule = often("down", "learning_rate", "value / 2")
+        folder = Path({str(tmp_path)!r})
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=1,
+            callbacks=[advisor(rule, mode="adapt")],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(Regression(), DataLoader(torch.rand(240, 4), 4, shuffle=True))
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        (folder / f"rank{{trainer.global_rank}}").write_text(repr(rate))
+    """
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, "-W", "ignore", path], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    rates = [float((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1)]
+    assert rates[0] == rates[1] < 0.03
+    assert told(tmp_path)[:2] == [("advised", "down"), ("applied", "down")]

@@ -118,7 +118,8 @@ class Adapter:
         self._tried[key] = self._tried.get(key, 0) + 1
         self._trial, self.settled_at = trial, step
         is_scaled = _is_scale(typed, change.value)
-        self.effective[trial.setting] = typed * trial.proposed / trial.value if is_scaled else trial.proposed
+        effective = typed * trial.proposed / trial.value if is_scaled else trial.proposed
+        self.effective[trial.setting] = float(f"{effective:.12g}")
         self._set(trial.setting, trial.proposed)
         return Event("applied", advice)
 
@@ -129,8 +130,7 @@ class Adapter:
     def follow(self, changes: Sequence[tuple[str, float]]) -> None:
         """Values another rank has decided on."""
         for name, value in changes:
-            if self.settings[name].get() != value:
-                self._set(name, value)
+            self._set(name, value)
 
     # -- what came of it ---------------------------------------------------------------------------
 
@@ -166,7 +166,8 @@ class Adapter:
         self.effective[trial.setting] = trial.typed
         now = self.settings[trial.setting].get()
         is_as_set = now == trial.proposed or not trial.proposed
-        self._set(trial.setting, trial.value if is_as_set else now * trial.value / trial.proposed)
+        value = trial.value if is_as_set else now * trial.value / trial.proposed
+        self._set(trial.setting, value)
         message = (
             f"{trial.setting} {trial.value:g} -> {trial.proposed:g} made {self._watched} worse; taken back, "
             "and not tried again."
@@ -179,7 +180,7 @@ class Adapter:
                 message=message,
                 evidence={"worse by": z, "worse by >": _SURE, f"samples of {self._watched}": num_samples},
                 source="rank sum of Wilcoxon, Mann and Whitney",
-                changes=(Change(trial.setting, now, self.settings[trial.setting].get()),),
+                changes=(Change(trial.setting, now, value),),
             ),
         )
 

@@ -77,8 +77,8 @@ class HyperparameterTuner:
             if history and figure_of(name) in ("loss", "grad_norm"):
                 for step, value in enumerate(history):
                     signals.add(step, {"non_finite": float(not np.isfinite(value))})
-            if history and figure_of(name) == "loss" and len(history) >= 20:
-                signals.add(0, {"loss_start": float(np.median(history[:10]))})
+            if history and figure_of(name) in ("loss", "grad_norm") and len(history) >= 20:
+                signals.add(0, {f"{figure_of(name)}_start": float(np.median(history[:10]))})
 
     @property
     def _known(self) -> set[str]:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 _MOST_ELEMENTS = 65_536  # of a weight, evenly spread, by which its movement is measured
 _DEAD_AFTER = 5  # measurements in a row without any gradient
 _FEWEST_UNITS = 8  # of a layer whose dead ones count
-_NUM_FIRST_LOSSES = 10
+_NUM_FIRST = 10  # measurements that tell where it began
 
 
 class Vitals:
@@ -28,8 +28,8 @@ class Vitals:
     | figure | meaning |
     |-|-|
     | ``loss`` | what the training step returned |
-    | ``loss_start`` | median of the first 10 |
     | ``grad_norm`` | 2-norm of all gradients of the optimiser, before Lightning clips |
+    | ``loss_start``, ``grad_norm_start`` | median of the first 10 |
     | ``grad_depth_ratio`` | root mean square gradient of the first linear or convolutional weight over the last's |
     | ``clipped`` | 1 where that norm is above Trainer's gradient_clip_val, else 0 |
     | ``weight_norm`` | 2-norm of linear and convolutional weights |
@@ -42,7 +42,7 @@ class Vitals:
     def __init__(self, module: nn.Module) -> None:
         self._layers: list[Any] = [m for m in module.modules() if isinstance(m, nn.Linear | _ConvNd)]
         self._streaks: dict[int, np.ndarray] = {}  # of a layer's units: measurements without gradient
-        self._first_losses: list[float] = []
+        self._first: dict[str, list[float]] = {"loss": [], "grad_norm": []}
         self._figures: dict[str, Any] = {}
         self._weights: list[Tensor] = []
         self._before: list[Tensor] = []  # samples of them
@@ -88,17 +88,17 @@ class Vitals:
         figures, self._figures = self._figures, {}
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            figures |= self._losses(float(loss))
+            figures["loss"] = float(loss)
+        self._note_start(figures)
         is_finite = all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm"))
         return {**figures, "non_finite": float(not is_finite)}
 
-    def _losses(self, loss: float) -> dict[str, float]:
-        if len(self._first_losses) < _NUM_FIRST_LOSSES and math.isfinite(loss):
-            self._first_losses.append(loss)
-        figures = {"loss": loss}
-        if len(self._first_losses) == _NUM_FIRST_LOSSES:
-            figures["loss_start"] = statistics.median(self._first_losses)
-        return figures
+    def _note_start(self, figures: dict[str, float]) -> None:
+        for name, first in self._first.items():
+            if len(first) < _NUM_FIRST and math.isfinite(figures.get(name, math.nan)):
+                first.append(figures[name])
+            if len(first) == _NUM_FIRST:
+                figures[f"{name}_start"] = statistics.median(first)
 
     def _note_dead(self, trained: Sequence[int]) -> None:
         found = ((i, _by_unit(self._layers[i])) for i in trained)
@@ -116,11 +116,11 @@ class Vitals:
 
     def state_dict(self) -> dict[str, Any]:
         streaks = {i: torch.from_numpy(streak.astype(np.uint8)) for i, streak in self._streaks.items()}
-        return {"streaks": streaks, "first_losses": list(self._first_losses)}
+        return {"streaks": streaks, "first": {name: list(first) for name, first in self._first.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._streaks = {i: streak.cpu().numpy().astype(np.int64) for i, streak in state["streaks"].items()}
-        self._first_losses = list(state["first_losses"])
+        self._first = {name: list(first) for name, first in state["first"].items()}
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:
