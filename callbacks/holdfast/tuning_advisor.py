@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -99,11 +99,17 @@ class TuningAdvisor(BoundaryCallback):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}; use 500")
         if num_samples < 8:
             raise ValueError(f"num_samples must be at least 8, got {num_samples}; use 20")
+        for name, pair in (bounds or {}).items():
+            if len(pair) != 2 or not pair[0] <= pair[1]:
+                raise ValueError(
+                    f"bounds of {name} must be lowest and highest, got {pair!r}; use [1e-5, 1e-2]"
+                )
         self.mode, self.rules, self.without, self.general = mode, list(rules), set(without), general
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
         self.monitor, self.monitor_mode = monitor, monitor_mode
         self.bounds, self._clock = dict(bounds or {}), clock
         self._trainer: Any = None
+        self._progress: Any = None  # training steps completed, kept by Lightning's loop
         self._forget()
 
     def _forget(self) -> None:
@@ -151,7 +157,13 @@ class TuningAdvisor(BoundaryCallback):
         for owner in (module, *trainer.callbacks):
             if owner is not self and callable(getattr(owner, "advice_rules", None)):
                 rules = merge(rules, owner.advice_rules())
-        return [rule for rule in merge(rules, self.rules) if rule.name not in self.without]
+        rules = merge(rules, self.rules)
+        if unknown := self.without - ignored - {rule.name for rule in rules}:
+            raise ValueError(
+                f"without names {', '.join(sorted(unknown))}, which no rule is called; "
+                f"there are {', '.join(sorted(rule.name for rule in rules))}"
+            )
+        return [rule for rule in rules if rule.name not in self.without]
 
     def _make_adapter(self, trainer: Trainer) -> None:
         if self.mode == "advise":
@@ -248,7 +260,11 @@ class TuningAdvisor(BoundaryCallback):
         for owner in (module, *trainer.callbacks):
             if owner is self or not callable(getattr(owner, "advice_signals", None)):
                 continue
-            figures = {name: float(value) for name, value in owner.advice_signals().items()}
+            try:
+                figures = {name: float(value) for name, value in owner.advice_signals().items()}
+            except Exception as error:
+                rank_zero_warn(f"{type(owner).__name__}.advice_signals failed: {error!r}")
+                continue
             if owner is not module:
                 self._unrepeatable |= figures.keys()
             self._signals.add(self._step(), figures)
@@ -266,23 +282,33 @@ class TuningAdvisor(BoundaryCallback):
         self._ask_for_signals(trainer, module)
         self._measure_next_step()
         if self._num_looks % _LOOKS_PER_CHECK == 0:
-            if trainer.is_global_zero:
-                self._advise(self._check(self._signals))
-            if self._adapter is not None:
-                self._adapt(self._adapter)
+            found = self._check(self._signals) if trainer.is_global_zero else []
+            events = self._adapt(self._adapter) if self._adapter is not None else []
+            self._advise(found)  # what may fail comes after the ranks have spoken
+            for event in events:
+                self._tell(event.kind, event.advice)
+                (change,) = event.advice.changes
+                self._log({f"advice/setting/{change.setting}": float(change.proposed)})
 
     def _check(self, signals: Signals) -> list[Advice]:
-        found = (rule.check(signals) for rule in self._rules)
+        found = (self._answer(rule, signals) for rule in self._rules)
         return sorted((advice for advice in found if advice is not None), key=lambda advice: advice.rank)
 
-    def _advise(self, found: Iterable[Advice]) -> None:
-        news, withdrawn = self._standing.update(list(found))
+    def _answer(self, rule: Rule, signals: Signals) -> Advice | None:
+        try:
+            return rule.check(signals)
+        except Exception as error:
+            rank_zero_warn(f"rule {rule.name} failed, and is asked again later: {error!r}")
+            return None
+
+    def _advise(self, found: Sequence[Advice]) -> None:
+        news, withdrawn = self._standing.update(found)
         for advice in news:
             self._tell("advised", advice)
         for advice in withdrawn:
             self._tell("withdrawn", advice)
 
-    def _adapt(self, adapter: Adapter) -> None:
+    def _adapt(self, adapter: Adapter) -> list[Event]:
         """The first rank decides: figures may differ among ranks."""
         trainer, step = self._trainer, self._step()
         events: list[Event] = []
@@ -297,10 +323,7 @@ class TuningAdvisor(BoundaryCallback):
             changes = trainer.strategy.broadcast(changes)
             if not trainer.is_global_zero:
                 adapter.follow(changes)
-        for event in events:
-            self._tell(event.kind, event.advice)
-            (change,) = event.advice.changes
-            self._log({f"advice/setting/{change.setting}": float(change.proposed)})
+        return events
 
     # -- telling ---------------------------------------------------------------------------------
 

@@ -253,6 +253,32 @@ def test_rules_are_left_out_by_name(tmp_path: Path) -> None:
     assert not names & {"overfitting", "mine", "dead_units"}
 
 
+def test_a_rule_to_leave_out_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without names dead_unit, which no rule is called; there are "):
+        run(program(), tmp_path, None, lambda *_: [advisor(general=True, without=["dead_unit"])])
+
+
+def test_what_fails_is_told_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    class Broken(Rule):
+        name = "broken"
+
+        def check(self, signals: Signals) -> Advice | None:
+            raise KeyError("x")
+
+    class Beside(Callback):
+        def advice_signals(self) -> Mapping[str, float]:
+            raise OSError("y")
+
+    watching = advisor(Broken(), often("mine", "learning_rate", "value / 2"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(program(max_epochs=1), tmp_path, None, lambda *_: [Beside(), watching])
+    said = {str(warning.message) for warning in caught}
+    assert "rule broken failed, and is asked again later: KeyError('x')" in said
+    assert "Beside.advice_signals failed: OSError('y')" in said
+    assert told(tmp_path) == [("advised", "mine")]
+
+
 def test_settings_are_named_as_they_are_typed(tmp_path: Path) -> None:
     class Typed(Regression):
         def __init__(self, lr: float = 0.05, nested: Any = None) -> None:
@@ -328,6 +354,7 @@ def test_bounds_of_the_user_hold_and_must_exist(tmp_path: Path) -> None:
         ({"monitor_mode": "up"}, "monitor_mode must be min or max, got 'up'"),
         ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0; use 500"),
         ({"num_samples": 3}, "num_samples must be at least 8, got 3; use 20"),
+        ({"bounds": {"lr": (1.0, 0.1)}}, r"bounds of lr must be lowest and highest, got \(1.0, 0.1\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

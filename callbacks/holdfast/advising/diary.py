@@ -5,6 +5,7 @@ Knows nothing about when advice is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Diary:
         if self.num_lines >= _MOST_LINES:
             return
         record: dict[str, Any] = {"time": time_s, "step": step, "event": event, "advice": advice.as_dict()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record, default=str) + "\n")
-        self.num_lines += 1
+        with contextlib.suppress(OSError):  # a full disk is told of by those who watch it
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(record, default=str) + "\n")
+            self.num_lines += 1
