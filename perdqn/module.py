@@ -79,6 +79,11 @@ class PERDQN(LightningModule):
     owns_data_position = True
     saves_own_state = True
     holdfast_counters = ("env_steps", "update_steps", "episodes")
+    # targets move, so a loss need not fall; a replay fills; acting is where data come from
+    advice_ignores = (
+        *("loss_diverging", "loss_above_start", "loss_spikes", "updates_too_large", "updates_too_small"),
+        *("gradients_explode", "weights_grow", "memory_rises", "data_starves"),
+    )
 
     def __init__(
         self,

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from holdfast import PerformanceMonitor
 from holdfast.resources.alerts import THRESHOLDS
 from holdfast.resources.cpu import CpuFigures
 from holdfast.resources.disk import DiskFigures
 from holdfast.resources.memory import MemoryFigures
 from holdfast.resources.process import ProcessFigures, WorkerFigures
-from holdfast import PerformanceMonitor
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from packaging.requirements import Requirement

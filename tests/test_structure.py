@@ -54,7 +54,8 @@ PERDQN_PARTS = {
 }
 HOLDFAST_PARTS = {
     "around": "",
-    "advising": "",
+    "learning_rates": "",
+    "advising": "learning_rates",
     "storage": "",
     "resources": "",
     "triggers": "resources",
@@ -68,7 +69,8 @@ HOLDFAST_PARTS = {
     "attempts": "resources",
     "flaky_loggers": "exact",
     "emergency": "around boundary checkpoint ending resources saving storage triggers",
-    "recovery": "around attempts boundary flaky_loggers resources saving storage",
+    "recovery": "around attempts boundary flaky_loggers learning_rates resources saving storage",
+    "tuning_advisor": "advising around boundary",
     "resource_monitor": "boundary exact resources",
     "holdfast": "",  # imported when asked for
 }
@@ -80,20 +82,21 @@ PERDQN_FILES = {
     " __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
-    "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames compressed_frames"
-    " rows passes prioritized on_device",
+    "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames"
+    " compressed_frames rows passes prioritized on_device",
     "reporting": "__init__ curves gather headline charts page",
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
-    "advising": "__init__ advice signals rule",
+    "advising": "__init__ advice signals rule statistics names expression threshold general tuner standing"
+    " adapting diary vitals run_settings",
     "storage": "__init__ durable manifest generations parts lock",
     "resources": "__init__ kernel_file reader cgroups pressure memory cpu process disk accelerator sampler"
     " history pieces forecast alerts heap release journal watching",
     "triggers": "reason watch pace growth numerics slurm signals deadline preemption memory disk __init__",
     "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
-    "timing": "__init__ sketch clock clocked kernel actions profiler windows bottlenecks interventions layers"
-    " report",
+    "timing": "__init__ sketch clock clocked kernel actions profiler windows bottlenecks interventions"
+    " layers report",
     "saving": "__init__ environment capture save schedule standing save_costs",
 }
 TABLES = [(PERDQN, PERDQN_PARTS, PERDQN_FILES), (HOLDFAST, HOLDFAST_PARTS, HOLDFAST_FILES)]
