@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +41,7 @@ from perdqn.diagnostics import Evaluation, training_diagnostics
 from perdqn.evaluation import EpisodeIndex, Evaluator, RecentEpisodes
 from perdqn.experience import PrioritizedReplayDataset
 from perdqn.handover import fill_optimizer, load_model, save_model
+from perdqn.health import Health
 from perdqn.learning.greedy import GreedyPolicy
 from perdqn.learning.networks import build_network
 from perdqn.learning.objective import Figures, Report, eager_report, objective
@@ -118,6 +119,7 @@ class PERDQN(LightningModule):
             self.online = self._build_network()
             self.target = self._build_network().requires_grad_(False)
         self.target.load_state_dict(self.online.state_dict())
+        self._health = Health(self)
         self._noise = torch.Generator().manual_seed(seed)
         self._evaluation_noise = torch.Generator().manual_seed(seed)
         self._policy = GreedyPolicy(self.online)
@@ -141,6 +143,7 @@ class PERDQN(LightningModule):
         self.backend: str | None = None  # likewise: eager or compiled
         self._compiled: Any = None  # a CompiledStep
         self.update_watch: Any = None  # set by holdfast's ErrorRecovery
+        self.metrics_watch: Callable[[dict[str, float]], None] | None = None  # set by its TuningAdvisor
         self._threads_before = torch.get_num_threads()
         self._global_rng: dict[str, Any] | None = None
         self._changed_in_optimizer: dict[str, tuple[float, float]] = {}  # saved, and now
@@ -553,7 +556,7 @@ class PERDQN(LightningModule):
         named = {f"{prefix}/{names.get(key, key)}": float(value) for key, value in statistics.items()}
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_dict(named, logger=False)  # for callbacks that monitor them
-            self._log(named)
+            self._log({**named, **self._health.look(self)})
         else:
             self.log_dict({**named, "step": float(self.env_steps)})  # for what validate and test return
             self.latest.update(named)
@@ -564,6 +567,8 @@ class PERDQN(LightningModule):
     def _log(self, metrics: dict[str, float]) -> None:
         """Hand metrics to every logger, against env steps."""
         self.latest.update(metrics)
+        if self.metrics_watch is not None:
+            self.metrics_watch(metrics)
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.env_steps)
 
@@ -590,6 +595,8 @@ class PERDQN(LightningModule):
         if episodes["num_episodes"]:
             metrics["rollout/return_mean"] = episodes["mean"]
             metrics["rollout/length_mean"] = episodes["length_mean"]
+        if self._health.is_due(self.update_steps):
+            metrics |= self._health.look(self)
         self._log(metrics)
 
     # -- state -----------------------------------------------------------------------------------
@@ -613,6 +620,7 @@ class PERDQN(LightningModule):
             state["backend"] = self.backend
             state["noise"] = self._noise.get_state()
             state["global_rng"] = get_global_rng()
+            state["health"] = self._health.state_dict()
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -647,6 +655,8 @@ class PERDQN(LightningModule):
             self.backend = state.get("backend", "eager")
             self._noise.set_state(state["noise"])
             self._global_rng = state["global_rng"]
+            if "health" in state:
+                self._health.load_state_dict(state["health"])
             return
         self.experience.restart(state["env_steps"], state["episodes"])
         if is_fitting:

@@ -40,10 +40,13 @@ PERDQN_PARTS = {
     "experience": "acting config replay schedules transition",
     "evaluation": "acting config transition",
     "recording": "acting config transition",
-    "diagnostics": "",
+    "probe": "",
+    "diagnostics": "probe",
+    "health": "probe replay",
     "fingerprint": "schedules",
     "handover": "acting archive transition",
-    "module": "acting backend config diagnostics evaluation experience handover learning replay transition",
+    "module": "acting backend config diagnostics evaluation experience handover health learning replay"
+    " transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
