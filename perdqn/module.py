@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from holdfast.advising.rule import Adaptable, Rule
 from holdfast.exact.rng import get_global_rng, set_global_rng
 from holdfast.storage.parts import PartStore, load_parts, saving_parts
 from lightning.pytorch import LightningModule
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns
+from perdqn.advice.rules import RULES
+from perdqn.advice.settings import adaptable_settings, settings_of
 from perdqn.backend import COMPILES, GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
 from perdqn.config import (
     ClassSpec,
@@ -681,6 +684,24 @@ class PERDQN(LightningModule):
     def load_parts(self, store: PartStore, entry: dict[str, Any]) -> None:
         """Read the replay back."""
         self.memory.load_parts(store, entry)
+
+    # -- advice ----------------------------------------------------------------------------------
+
+    def advice_rules(self) -> Sequence[Rule]:
+        """Those of value-based learning; docs/advice.md."""
+        return RULES
+
+    def advice_signals(self) -> dict[str, float]:
+        """What was logged last, health included; nothing where `metrics_watch` has heard of it."""
+        return {} if self.metrics_watch is not None else dict(self.latest)
+
+    def advice_settings(self) -> dict[str, Any]:
+        """Its settings, as ``model.learner.gamma``."""
+        return settings_of(self)
+
+    def adaptable_settings(self) -> dict[str, Adaptable]:
+        """Those that may change while the run goes on."""
+        return adaptable_settings(self)
 
     # -- diagnosis and handover ------------------------------------------------------------------
 

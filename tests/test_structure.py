@@ -43,9 +43,10 @@ PERDQN_PARTS = {
     "probe": "",
     "diagnostics": "probe",
     "health": "probe replay",
+    "advice": "config",
     "fingerprint": "schedules",
     "handover": "acting archive transition",
-    "module": "acting backend config diagnostics evaluation experience handover health learning replay"
+    "module": "acting advice backend config diagnostics evaluation experience handover health learning replay"
     " transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
@@ -75,6 +76,7 @@ HOLDFAST_PARTS = {
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
+    "advice": "rule rules settings metrics __init__",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
