@@ -235,7 +235,7 @@ def _errors(module: PERDQN, seen: Probe) -> Figures:
         max=module.memory.priority_clip
     )
     staleness = math.nan
-    if is_measured.any():
+    if module.memory.prioritized and is_measured.any():
         staleness = float(np.median(np.abs(np.log(stored[is_measured] / fresh[is_measured]))))
     return {
         "td_error_mean": float(seen.td_error.double().mean()),
@@ -260,24 +260,29 @@ def _inputs(seen: Probe) -> Figures:
 def _replay(module: PERDQN) -> Figures:
     memory = module.memory
     ids = spread_ids(module, NUM_LOOKED_AT)
-    priorities, is_measured = memory.priorities_of(ids)
-    # taken as they are stored, whatever the tree holds: it may be cold
-    powers = priorities ** (memory.alpha if memory.prioritized else 0.0)
-    probabilities = powers / powers.sum()
     slots = memory.rows.slots(ids)
     rewards = np.abs(memory.rows.rewards[slots].astype(np.float64))
     taken = np.bincount(memory.rows.actions[slots], minlength=memory.spec.num_actions)
-    beta = module.experience.beta(module.env_steps) if memory.prioritized else 0.0
     return {
-        "priority_entropy": entropy(probabilities),
-        "weight_sample_size": weight_sample_size(probabilities, beta),
-        "never_replayed_fraction": 1.0 - float(is_measured.mean()),
+        **(_priorities(module, ids) if memory.prioritized else {}),
         "replay_ratio": _ratio(memory.samples_drawn, memory.transitions_added),
         "overwritten_fraction": 1.0 - len(memory.rows) / int(memory.rows.heads.sum()),
         "action_entropy": entropy(taken / taken.sum()),
         "reward_abs_mean": float(rewards.mean()),
         "reward_abs_max": float(rewards.max()),
         "reward_clipped_fraction": float((rewards > memory.rows.reward_clip).mean()),
+    }
+
+
+def _priorities(module: PERDQN, ids: Ids) -> Figures:
+    priorities, is_measured = module.memory.priorities_of(ids)
+    powers = priorities**module.memory.alpha  # whatever the tree holds: it may be cold
+    probabilities = powers / powers.sum()
+    beta = module.experience.beta(module.env_steps)
+    return {
+        "priority_entropy": entropy(probabilities),
+        "weight_sample_size": weight_sample_size(probabilities, beta),
+        "never_replayed_fraction": 1.0 - float(is_measured.mean()),
     }
 
 
@@ -391,8 +396,10 @@ def _optimizer(module: PERDQN) -> Figures:
     told = sum(int((root > 0.0).sum()) for root in roots)
     small = sum(int(((root > 0.0) & (root < group["eps"])).sum()) for root in roots)
     idle = sum(not bool(root.any()) for root in roots) + len(states) - len(moments)
+    norm = weight_norm(module.online)
     return {
-        "step_ratio": _ratio(_norm(steps), weight_norm(module.online)),
+        "step_ratio": _ratio(_norm(steps), norm),
+        "step_limit": _ratio(group["lr"] * math.sqrt(sum(p.numel() for p in group["params"])), norm),
         "adam_eps_fraction": _ratio(small, told),
         "untrained_fraction": idle / len(states),
     }

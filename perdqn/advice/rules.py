@@ -69,16 +69,6 @@ REWARDS_DISAGREE = ValueRule(
     source="by definition",
     expected="returns rise instead of falling",
 )
-TERMINAL_BOOTSTRAP = ValueRule(
-    name="terminal_bootstrap",
-    when=["median(health/terminal_surplus, 3) > 0.8", _UNDER_WAY],
-    priority="critical",
-    confidence=0.85,
-    message="States that end an episode are worth as much as others: their value goes {0:.0%} of a mean "
-    "value beyond the last reward. Targets seem to bootstrap through terminations.",
-    source="arXiv:1712.00378",
-    expected="ends that are to be avoided are avoided",
-)
 TERMINATION_HIDDEN = ValueRule(
     name="termination_hidden",
     when=[
@@ -94,25 +84,26 @@ TERMINATION_HIDDEN = ValueRule(
 )
 LEARNING_RATE_HIGH = ValueRule(
     name="learning_rate_high",
-    when=["median(health/step_ratio, 3) > 0.005", "setting(model.learner.learning_rate) > 0.002"],
+    when=["max(health/step_limit) > 0.1"],
     priority="critical",
     confidence=0.97,
-    message="A step of the optimiser moves weights by {0:.2%} of their size; lower "
+    message="A step of the optimiser may move weights by {0:.0%} of their size; lower "
     "model.learner.learning_rate.",
-    source="arXiv:1412.6980: a step is at most the learning rate; 1e-3 of the weights is usual",
+    source="arXiv:1412.6980, 2.1: a step is about the learning rate for each weight",
     setting=_LR,
-    propose="value * 0.0005 / median(health/step_ratio, 3)",
+    propose="value * 0.005 / max(health/step_limit)",
     expected="values that follow their targets instead of overshooting",
 )
 LEARNING_RATE_LOW = ValueRule(
     name="learning_rate_low",
-    when=["median(health/step_ratio, 3) < 0.00002", "setting(model.learner.learning_rate) < 0.00002"],
+    when=["newest(health/step_limit) < 0.0001", "newest(health/step_ratio) < 0.0001"],
     priority="critical",
     confidence=0.9,
-    message="A step of the optimiser moves weights by {0:.1e} of their size: hardly anything is learnt.",
-    source="arXiv:1412.6980",
+    message="A step of the optimiser moves weights by at most {0:.1e} of their size: hardly anything is "
+    "learnt.",
+    source="arXiv:1412.6980, 2.1",
     setting=_LR,
-    propose="0.0003",
+    propose="value * 0.005 / newest(health/step_limit)",
     expected="values that follow their targets",
 )
 ADAM_EPS = ValueRule(
@@ -294,16 +285,18 @@ DEAD_RELUS = ValueRule(
     setting=_LR,
     propose="value / 3",
     expected="units that answer; those that are dead need a new start",
+    causes=(LEARNING_RATE_HIGH, OBS_SCALE),
 )
 WEIGHT_INIT = ValueRule(
     name="weight_init_large",
-    when=["newest(health/weight_gain) > 5", "max(health/weight_norm_growth) < 2"],
+    when=["min(health/weight_gain) > 5"],
     priority="critical",
     confidence=0.9,
     message="A layer makes what it sees {0:.1f} times as large, and did so from the beginning; begin with "
     "smaller weights.",
     source="doi:10.1109/ICCV.2015.123: 1.4 for ReLUs",
     expected="first values near 0 instead of far beyond any return",
+    causes=(LEARNING_RATE_HIGH,),
 )
 UNTRAINED = ValueRule(
     name="untrained_parameters",
@@ -313,6 +306,7 @@ UNTRAINED = ValueRule(
     message="{0:.0%} of the network's tensors never had a gradient; let them require one.",
     source="by definition",
     expected="features that are learnt",
+    causes=(DEAD_RELUS,),
 )
 PRIORITIES_FROZEN = ValueRule(
     name="priorities_not_updated",
@@ -392,6 +386,22 @@ WARMUP_SHORT = ValueRule(
     setting=_LEARNER + "warmup_env_steps",
     propose="setting(model.learner.batch_size) * 20",
     expected="no early overfitting",
+)
+
+TERMINAL_BOOTSTRAP = ValueRule(
+    name="terminal_bootstrap",
+    when=["median(health/terminal_surplus, 3) > 0.8", _UNDER_WAY],
+    priority="critical",
+    confidence=0.85,
+    message="States that end an episode are worth as much as others: their value goes {0:.0%} of a mean "
+    "value beyond the last reward. Targets seem to bootstrap through terminations.",
+    source="arXiv:1712.00378",
+    expected="ends that are to be avoided are avoided",
+    causes=(
+        *(OBS_SCALE, OBS_CONSTANT, REWARD_LARGE, REWARD_CLIPPED, REWARDS_DISAGREE, LEARNING_RATE_HIGH),
+        *(LEARNING_RATE_LOW, ADAM_EPS, TERMINATION_HIDDEN, NETWORK_SMALL, DEAD_RELUS, WEIGHT_INIT),
+        *(UNTRAINED, DISCOUNT_SHORT, TARGET_STATIC),
+    ),
 )
 
 # -- symptoms: what several causes may bring about ---------------------------------------------------

@@ -186,6 +186,15 @@ def test_priorities_are_told_as_they_are_stored():
     assert (found["replay_ratio"], found["overwritten_fraction"]) == (0.0, 0.0)
 
 
+def test_nothing_is_told_of_priorities_where_draws_are_uniform():
+    module = PERDQN(replay={"prioritized": False})
+    for step in range(5):
+        add(module, step)
+    found = measure(module)
+    assert "reward_abs_mean" in found
+    assert not {"priority_entropy", "never_replayed_fraction", "priority_staleness"} & found.keys()
+
+
 def test_inputs_are_told_as_the_network_sees_them():
     module = make()
     for step in range(4):
@@ -346,5 +355,7 @@ def test_steps_are_those_adam_would_take():
         total += float(parameter.detach().square().sum())
     found = measure(module)
     assert found["step_ratio"] == pytest.approx(math.sqrt(moved / total), rel=1e-5)
+    num_parameters = sum(parameter.numel() for parameter in module.online.parameters())
+    assert found["step_limit"] == pytest.approx(group["lr"] * math.sqrt(num_parameters / total), rel=1e-5)
     assert found["untrained_fraction"] == 0.0
     assert 0.0 <= found["adam_eps_fraction"] < 0.1

@@ -55,6 +55,7 @@ FIGURES = {
     "health/weight_gain": 1.5,
     "health/target_norm_growth": 1.9,
     "health/step_ratio": 4e-4,
+    "health/step_limit": 5e-3,
     "health/adam_eps_fraction": 0.01,
     "health/untrained_fraction": 0.0,
 }
@@ -73,8 +74,12 @@ CASES = {
         {},
         None,
     ),
-    "learning_rate_high": ({"health/step_ratio": 0.05}, {"learner.learning_rate": 0.05}, 5e-4),
-    "learning_rate_low": ({"health/step_ratio": 4e-7}, {"learner.learning_rate": 1e-7}, 3e-4),
+    "learning_rate_high": ({"health/step_limit": 0.5}, {"learner.learning_rate": 0.05}, 5e-4),
+    "learning_rate_low": (
+        {"health/step_ratio": 4e-7, "health/step_limit": 5e-6},
+        {"learner.learning_rate": 3e-7},
+        3e-4,
+    ),
     "adam_eps_large": ({"health/adam_eps_fraction": 1.0}, {"learner.adam_eps": 10.0}, 1e-8),
     "clip_tiny": ({}, {"learner.max_grad_norm": 1e-5}, 10.0),
     "target_static": ({"health/target_norm_growth": 1.0}, {}, 1230),
@@ -90,7 +95,7 @@ CASES = {
     "batch_small": ({}, {"learner.batch_size": 2}, 32),
     "network_small": ({"health/num_features": 2.0}, {}, None),
     "dead_relus": ({"health/dead_fraction": 1.0}, {}, pytest.approx(1e-4 / 3, rel=1e-2)),
-    "weight_init_large": ({"health/weight_gain": 12.0, "health/weight_norm_growth": 1.0}, {}, None),
+    "weight_init_large": ({"health/weight_gain": 12.0}, {}, None),
     "untrained_parameters": ({"health/untrained_fraction": 0.5}, {}, None),
     "priorities_not_updated": ({"health/never_replayed_fraction": 1.0}, {}, None),
     "priorities_uniform": (
