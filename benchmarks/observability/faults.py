@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import logging
 import subprocess
@@ -382,7 +383,15 @@ FAULTS = {
     ),
     "observations large": Fault(("obs_scale",), 1_000, 300, wrap("Scaled", obs=-1)),
     "observations constant": Fault(("obs_constant",), 0, 0, wrap("Blind")),
-    "updates rare": Fault(("replay_ratio_low",), 256, 200, put("learner.train_every")),
+    "updates rare": Fault(
+        ("replay_ratio_low",),
+        256,
+        200,
+        both(
+            put("learner.train_every"),
+            put("learner.target_update_period", value=lambda m, _: 3),
+        ),
+    ),
     "batch small": Fault(
         ("batch_small",), 2, 4, put("learner.batch_size", value=_whole), backend="eager"
     ),
@@ -462,14 +471,17 @@ def seed_of(which: str, *names: str) -> int:
 
 
 def plan(which: str, num_healthy: int) -> Iterator[Run]:
-    """Every fault on two of the environments, which take turns; then healthy runs on all."""
+    """Every fault on one environment in turn, healthy runs on all, every fault on the next environment."""
     envs, variations = [*ENVS[which]], [*HEALTHY]
-    for i, name in enumerate(FAULTS):
-        for env in (envs[i % len(envs)], envs[(i + 1) % len(envs)]):
-            yield Run(name, "as is", env, seed_of(which, name, env))
+    rounds = [
+        [Run(name, "as is", env, seed_of(which, name, env)) for name, env in zip(FAULTS, turn, strict=False)]
+        for turn in (itertools.cycle(envs), itertools.islice(itertools.cycle(envs), 1, None))
+    ]
+    yield from rounds[0]
     for i in range(num_healthy):
         env, variation = envs[i % len(envs)], variations[i // len(envs) % len(variations)]
         yield Run(None, variation, env, seed_of(which, "healthy", str(i)))
+    yield from rounds[1]
 
 
 # -- the score -------------------------------------------------------------------------------------

@@ -202,10 +202,13 @@ EPSILON_LOW = ValueRule(
 )
 DISCOUNT_SHORT = ValueRule(
     name="discount_short",
-    when=["1 / (1 - setting(model.learner.gamma)) < 6", "newest(rollout/length_mean) > 8"],
+    when=[
+        "1 / (1 - setting(model.learner.gamma)) < 10",
+        "1 / (1 - setting(model.learner.gamma)) / newest(rollout/length_mean) < 0.5",
+    ],
     priority="critical",
     confidence=0.85,
-    message="With this discount the agent looks {0:.1f} steps ahead, of episodes of {1:.0f}.",
+    message="With this discount the agent looks {0:.1f} steps ahead, {1:.0%} of a mean episode.",
     source="Sutton and Barto, Reinforcement Learning, 3.3: horizon 1 / (1 - gamma)",
     setting=_LEARNER + "gamma",
     propose="0.99",
@@ -331,17 +334,24 @@ PRIORITIES_UNIFORM = ValueRule(
     setting=_REPLAY + "priority_eps",
     propose="0.000001",
     expected="draws follow TD errors",
+    causes=(PRIORITIES_FROZEN,),
 )
 ALPHA_HIGH = ValueRule(
     name="alpha_high",
-    when=["newest(health/priority_entropy) < 0.7", _UNDER_WAY],
+    when=[
+        "newest(health/priority_entropy) < 0.9",
+        "newest(health/weight_sample_size) < 0.03",
+        _UNDER_WAY,
+    ],
     priority="high",
     confidence=0.75,
-    message="Few rows take most draws: the entropy of their distribution is {0:.2f} of what it can be.",
-    source="arXiv:1511.05952, 4: alpha 0.6",
+    message="Few rows take most draws: the entropy of their distribution is {0:.2f} of what it can be, and "
+    "importance weights leave {1:.1%} of a batch.",
+    source="arXiv:1511.05952, 4: alpha 0.6; Kish's effective sample size",
     setting=_REPLAY + "alpha",
     propose="value * 2 / 3",
     expected="batches of more different rows",
+    causes=(REPLAY_SMALL,),
 )
 BETA_LOW = ValueRule(
     name="beta_low",
@@ -356,7 +366,7 @@ BETA_LOW = ValueRule(
 )
 HUBER_TINY = ValueRule(
     name="huber_delta_tiny",
-    when=["setting(model.learner.huber_delta) < 0.1", "newest(health/td_error_beyond_huber) > 0.9"],
+    when=["setting(model.learner.huber_delta) < 0.1", "newest(health/td_error_beyond_huber) > 0.75"],
     priority="high",
     confidence=0.9,
     message="{1:.0%} of the TD errors lie where the loss is linear: all pull alike, whatever their size.",
@@ -390,7 +400,7 @@ WARMUP_SHORT = ValueRule(
 
 TERMINAL_BOOTSTRAP = ValueRule(
     name="terminal_bootstrap",
-    when=["median(health/terminal_surplus, 3) > 0.8", _UNDER_WAY],
+    when=["min(health/terminal_surplus, 3) > 0.8", _UNDER_WAY],
     priority="critical",
     confidence=0.85,
     message="States that end an episode are worth as much as others: their value goes {0:.0%} of a mean "
@@ -400,7 +410,8 @@ TERMINAL_BOOTSTRAP = ValueRule(
     causes=(
         *(OBS_SCALE, OBS_CONSTANT, REWARD_LARGE, REWARD_CLIPPED, REWARDS_DISAGREE, LEARNING_RATE_HIGH),
         *(LEARNING_RATE_LOW, ADAM_EPS, TERMINATION_HIDDEN, NETWORK_SMALL, DEAD_RELUS, WEIGHT_INIT),
-        *(UNTRAINED, DISCOUNT_SHORT, TARGET_STATIC),
+        *(UNTRAINED, DISCOUNT_SHORT, TARGET_STATIC, REPLAY_SMALL, TARGET_FAST, WARMUP_LONG),
+        REPLAY_RATIO_LOW,
     ),
 )
 
@@ -447,7 +458,7 @@ TD_ERROR_RISING = ValueRule(
 )
 LOSS_LINEAR = ValueRule(
     name="loss_linear",
-    when=["newest(health/td_error_beyond_huber) > 0.95"],
+    when=["min(health/td_error_beyond_huber, 3) > 0.95"],
     priority="medium",
     confidence=0.5,
     message="{0:.0%} of the TD errors lie where the loss is linear.",
@@ -522,7 +533,7 @@ WEIGHT_GROWTH = ValueRule(
 )
 SAMPLE_SIZE = ValueRule(
     name="weight_sample_size",
-    when=["newest(health/weight_sample_size) < 0.02", _UNDER_WAY],
+    when=["newest(health/weight_sample_size) < 0.03", _UNDER_WAY],
     priority="medium",
     confidence=0.5,
     message="Importance weights leave {0:.1%} of a batch.",

@@ -269,6 +269,18 @@ def test_churn_is_the_share_of_rows_whose_greedy_action_changed_since_the_last_l
     assert module._health.look(module)["health/policy_churn"] == 0.0
 
 
+def test_churn_leaves_out_rows_that_are_gone():
+    module = PERDQN(replay={"capacity": 10}, learner={"warmup_env_steps": 8, "batch_size": 8})
+    for step in range(10):
+        add(module, step)
+    module._health.look(module)
+    for step in range(8):
+        add(module, step)
+    assert module._health.measure(module)["health/policy_churn"] == 0.0  # the one that is left
+    add(module, 8)
+    assert "health/policy_churn" not in module._health.measure(module)
+
+
 def test_a_look_changes_nothing_and_gives_the_same_figures_again():
     module = make([8])
     for network in (module.online, module.target):

@@ -103,7 +103,7 @@ CASES = {
         {"replay.priority_eps": 100.0},
         1e-6,
     ),
-    "alpha_high": ({"health/priority_entropy": 0.3}, {}, 0.4),
+    "alpha_high": ({"health/priority_entropy": 0.3, "health/weight_sample_size": 0.001}, {}, 0.4),
     "beta_low": ({"replay/beta": 0.0}, {"replay.beta_end": 0.0}, 1.0),
     "huber_delta_tiny": ({"health/td_error_beyond_huber": 0.99}, {"learner.huber_delta": 1e-3}, 1.0),
     "warmup_long": ({}, {"learner.warmup_env_steps": 70_000}, 5_000),
