@@ -84,6 +84,14 @@ class PERDQN(LightningModule):
     saves_own_state = True
     holdfast_counters = ("env_steps", "update_steps", "episodes")
 
+    # what holdfast's TuningAdvisor asks of any run and values do not fit: a TD loss may rise while all is
+    # well, and of the others there are rules of our own
+    advice_ignores = (
+        *("loss_diverging", "loss_above_start", "loss_spikes", "overfitting", "weights_grow", "dead_units"),
+        *("updates_too_large", "updates_too_small", "batch_too_small", "mostly_clipped", "grad_norm_tails"),
+        *("gradients_explode", "gradients_explode_towards_the_input"),
+    )
+
     def __init__(
         self,
         env: EnvConfig = EnvConfig(),  # noqa: B008 - the command line shows these defaults; never mutated
