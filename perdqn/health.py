@@ -297,10 +297,9 @@ def _episodes(module: PERDQN, networks: Networks, q_size: float) -> Figures:
     )
     num_ended = int(terminated.sum() + truncated.sum())
     figures = {
-        "reward_mean": float(rewards.mean()) if rewards.size else math.nan,
         "truncated_fraction": _ratio(float(truncated.sum()), num_ended),
-        "truncated_early_fraction": _early(rows, ids, terminated, truncated),
         "replay_episodes": _ratio(len(rows) * num_ended, ids.size),
+        **_whole_episodes(module, ids % rows.num_envs, rewards, terminated | truncated, truncated),
     }
     may_start = rows.may_start(ids)
     known = np.flatnonzero((weights <= UNKNOWN) & may_start)  # NaN is not
@@ -314,14 +313,24 @@ def _episodes(module: PERDQN, networks: Networks, q_size: float) -> Figures:
     return figures
 
 
-def _early(rows: Rows, ids: Ids, terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> float:
-    """Share of the truncated episodes that are shorter than the longest one: no time limit cut these."""
-    is_last = (terminated | truncated) & (rows.flags[rows.slots(ids)] & FINAL == 0)
-    env, ends = ids % rows.num_envs, np.flatnonzero(is_last)
-    lengths = np.diff(ends)
-    whole = env[ends[1:]] == env[ends[:-1]]  # of the first episode the beginning may be gone
-    lengths, cut = lengths[whole], truncated[ends[1:]][whole]
-    return float((lengths[cut] < lengths.max()).mean()) if cut.any() else 0.0
+def _whole_episodes(
+    module: PERDQN, env: Ids, rewards: Floats, ended: NDArray[np.bool_], truncated: NDArray[np.bool_]
+) -> Figures:
+    """Of episodes whose every step is among these; each environment's follow each other."""
+    ends = np.flatnonzero(ended)
+    is_whole = env[ends[1:]] == env[ends[:-1]]  # of each environment's first one, steps may be gone
+    lengths, totals = np.diff(ends)[is_whole], np.diff(rewards.cumsum()[ends])[is_whole]
+    if not lengths.size:
+        return {}
+    is_cut = truncated[ends[1:]][is_whole]
+    paid = np.array(module.recent_episodes.window_state()["returns"])[-totals.size :]
+    totals = totals[-paid.size :] if paid.size else totals
+    return {
+        "truncated_early_fraction": float((is_cut & (lengths < lengths.max())).sum() / max(1, is_cut.sum())),
+        "reward_disagreement": abs(totals.mean() - paid.mean()) / (np.abs(paid).mean() or math.nan)
+        if paid.size
+        else math.nan,
+    }
 
 
 def _newest_rows(rows: Rows, env: int, num: int) -> Ids:

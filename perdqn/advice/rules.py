@@ -26,11 +26,10 @@ OBS_SCALE = ValueRule(
 )
 OBS_CONSTANT = ValueRule(
     name="obs_constant",
-    when=["newest(health/obs_varying_fraction) < 0.01"],
+    when=["newest(health/obs_varying_fraction) < 0.000001"],
     priority="critical",
     confidence=0.98,
-    message="Observations do not change: {0:.1%} of their entries ever did. Look at the environment's "
-    "wrappers.",
+    message="Observations are all the same; look at the environment's wrappers.",
     source="by definition",
     expected="states can be told apart",
 )
@@ -61,13 +60,13 @@ REWARD_CLIPPED = ValueRule(
 )
 REWARDS_DISAGREE = ValueRule(
     name="rewards_disagree",
-    when=["newest(health/reward_mean) * newest(rollout/length_mean) / newest(rollout/return_mean) < 0"],
+    when=["newest(health/reward_disagreement) > 0.5"],
     priority="critical",
     confidence=0.98,
-    message="Rewards in the replay have another sign than those of the episodes: the agent learns to avoid "
-    "what it is paid for.",
+    message="Episodes in the replay earn something else than the environment paid, by {0:.0%}: look at sign "
+    "and size of what is added.",
     source="by definition",
-    expected="returns rise instead of falling",
+    expected="what is learnt is what is paid for",
 )
 TERMINATION_HIDDEN = ValueRule(
     name="termination_hidden",
@@ -271,7 +270,7 @@ BATCH_SMALL = ValueRule(
 )
 NETWORK_SMALL = ValueRule(
     name="network_small",
-    when=["newest(health/num_features) < 8", "setting(model.learner.batch_size) > 0"],
+    when=["newest(health/num_features) < 8"],
     priority="critical",
     confidence=0.85,
     message="Values are made of {0:.0f} features; give model.network wider layers, 128 say.",

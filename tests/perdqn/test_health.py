@@ -133,7 +133,6 @@ def test_values_are_told_beside_what_can_be_earned():
     assert found["action_gap"] == pytest.approx(22 / 4 / (22 / 8))
     assert found["action_spread"] == pytest.approx(22 / 8 / (22 / 8))
     assert found["reward_abs_mean"] == pytest.approx(14 / 4)
-    assert found["reward_mean"] == pytest.approx((-4 * 4 + 2) / 5)
 
 
 def test_realised_returns_are_compared_with_the_values_of_actions_taken():
@@ -164,6 +163,17 @@ def test_episodes_that_are_cut_early_are_told_from_those_a_time_limit_cuts():
         found = measure(module)
         assert found["truncated_fraction"] == 1.0
         assert found["truncated_early_fraction"] == pytest.approx(early)
+
+
+def test_rewards_in_the_replay_are_compared_with_those_the_episodes_earned():
+    module = make()
+    for reward in (5.0, 1.0, 3.0):
+        add(module, 0, reward=reward)
+        add(module, 1, reward=reward, terminated=True)
+    module.recent_episodes.update([10.0, 2.0, 6.0], [2, 2, 2])
+    assert measure(module)["reward_disagreement"] == 0.0
+    module.recent_episodes.update([8.0, -2.0], [2, 2])  # of the newest two the replay says 2 and 6
+    assert measure(module)["reward_disagreement"] == pytest.approx((4.0 - 3.0) / 5.0)
 
 
 def test_priorities_are_told_as_they_are_stored():

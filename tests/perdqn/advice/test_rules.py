@@ -40,7 +40,7 @@ FIGURES = {
     "health/never_replayed_fraction": 0.02,
     "health/replay_ratio": 8.0,
     "health/overwritten_fraction": 0.0,
-    "health/reward_mean": 1.0,
+    "health/reward_disagreement": 0.0,
     "health/reward_abs_mean": 1.0,
     "health/reward_abs_max": 1.0,
     "health/truncated_fraction": 0.1,
@@ -67,7 +67,7 @@ CASES = {
     "obs_constant": ({"health/obs_varying_fraction": 0.0}, {}, None),
     "reward_large": ({"health/reward_abs_mean": 300.0}, {}, 1.0),
     "reward_clipped_away": ({}, {"learner.reward_clip": 0.001}, 1.0),
-    "rewards_disagree": ({"health/reward_mean": -1.0}, {}, None),
+    "rewards_disagree": ({"health/reward_disagreement": 2.0}, {}, None),
     "terminal_bootstrap": ({"health/terminal_surplus": 0.97}, {}, None),
     "termination_hidden": (
         {"health/truncated_fraction": 1.0, "health/truncated_early_fraction": 0.9},
