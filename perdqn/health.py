@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
+from perdqn.formulas import (
+    Floats,
+    dormant_fraction,
+    effective_rank,
+    entropy,
+    norm_of,
+    ratio,
+    realised_returns,
+    weight_norm,
+    weight_sample_size,
+)
 from perdqn.probe import NUM_LOOKED_AT, Ids, Networks, Probe, probe, spread, spread_ids
 from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Rows
 
@@ -22,12 +32,10 @@ if TYPE_CHECKING:
 
 EVERY_UPDATES = 10_000  # between two looks, beside one with each evaluation; a look costs some 30 updates
 DORMANT = 0.025  # of the layer's mean activation: arXiv:2302.12902
-RANK_LOSS = 0.01  # share of the singular values' sum that an effective rank leaves out: arXiv:2010.14498
 NUM_NEWEST = 2_048  # rows whose episodes are looked at
 NUM_VALUED = 128  # of these, whose realised return is compared with their value
 UNKNOWN = 0.05  # share of a truncated episode's value that may lie beyond its end
 
-Floats = NDArray[np.float64]
 Figures = dict[str, float]
 
 
@@ -99,95 +107,6 @@ class Health:
         self._actions = None if actions is None else (actions[0].numpy(), actions[1].numpy())
 
 
-# -- formulas ------------------------------------------------------------------------------------
-
-
-def dormant_fraction(sizes: Tensor, threshold: float) -> float:
-    """Share of units whose mean activation is at most ``threshold`` of their layer's mean.
-
-    Source: arXiv:2302.12902, definition 3.1. Of a layer that is silent altogether every unit is dormant.
-
-    Args:
-        sizes: mean absolute activation of each unit, [units].
-    """
-    return float((sizes <= threshold * sizes.mean()).double().mean())
-
-
-def effective_rank(features: Tensor, loss: float = RANK_LOSS) -> int:
-    """Fewest singular values that make up 1 - ``loss`` of their sum (srank of arXiv:2010.14498).
-
-    Args:
-        features: [n, num_features]; not centred.
-    """
-    wide = features.double()
-    if len(wide) < wide.shape[1]:
-        wide = wide.T
-    # squares of the singular values; half the cost of finding these themselves
-    values = torch.linalg.eigvalsh(wide.T @ wide).clamp(min=0.0).sqrt().flip(0)
-    total = float(values.sum())
-    if total == 0.0:
-        return 0
-    return int((values.cumsum(0) < (1 - loss) * total * (1 - 1e-9)).sum()) + 1
-
-
-def realised_returns(
-    rewards: Floats, terminated: NDArray[np.bool_], truncated: NDArray[np.bool_], gamma: float
-) -> tuple[Floats, Floats]:
-    """Discounted return from each row to its episode's end, and the weight of what lies beyond that.
-
-    Args:
-        rewards: of consecutive steps of one environment, [n].
-        terminated, truncated: how each step ended, [n].
-        gamma: discount per step.
-
-    Returns:
-        G_t = r_t + gamma G_{t+1} and w_t = gamma w_{t+1}, where w is 0 after a termination, gamma at
-        the last step before a truncation, and NaN in an episode that has not ended.
-    """
-    returns, weights = np.zeros(rewards.size), np.zeros(rewards.size)
-    total, weight = math.nan, math.nan
-    steps = zip(rewards.tolist(), terminated.tolist(), truncated.tolist(), strict=True)
-    for i, (reward, terminates, truncates) in reversed([*enumerate(steps)]):
-        if terminates or truncates:
-            total, weight = 0.0, 0.0 if terminates else 1.0
-        total, weight = reward + gamma * total, gamma * weight
-        returns[i], weights[i] = total, weight
-    return returns, weights
-
-
-def weight_sample_size(probabilities: Floats, beta: float) -> float:
-    """Effective share of a batch drawn with P and weighted by (N P)^-beta: E[w]^2 / E[w^2], 1 at best.
-
-    Over a draw: E[w] = sum P^(1 - beta), E[w^2] = sum P^(1 - 2 beta), up to powers of N that cancel.
-    """
-    mean, square = (probabilities**power for power in (1 - beta, 1 - 2 * beta))
-    return float(mean.sum() ** 2 / square.sum())
-
-
-def entropy(probabilities: Floats) -> float:
-    """Of P in nats divided by log N: 1 is uniform, and so is a single one."""
-    if probabilities.size < 2:
-        return 1.0
-    positive = probabilities[probabilities > 0.0]
-    return float(-(positive * np.log(positive)).sum() / np.log(probabilities.size))
-
-
-def weight_norm(network: nn.Module) -> float:
-    """2-norm over all parameters."""
-    return _norm([*network.parameters()])
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    if not tensors:
-        return math.nan
-    norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
-    return float(torch.stack([norm.double() for norm in norms]).norm())
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
-
-
 # -- figures -------------------------------------------------------------------------------------
 
 
@@ -219,10 +138,10 @@ def _values(module: PERDQN, seen: Probe) -> Figures:
     gap = float((best[:, 0] - best[:, -1]).mean())
     return {
         "q_abs_max": float(q_values.abs().max()),
-        "q_bound_ratio": _ratio(float(q_values.abs().max()), bound),
-        "action_gap": _ratio(gap, size),
-        "action_spread": _ratio(float(q_values.std(1, correction=0).mean()), size),
-        "state_spread": _ratio(float(q_values.amax(1).std(correction=0)), size),
+        "q_bound_ratio": ratio(float(q_values.abs().max()), bound),
+        "action_gap": ratio(gap, size),
+        "action_spread": ratio(float(q_values.std(1, correction=0).mean()), size),
+        "state_spread": ratio(float(q_values.amax(1).std(correction=0)), size),
         "target_disagreement": float((seen.next_action != seen.next_target_action).double().mean()),
         "terminal_fraction": float(ends.double().mean()),
     }
@@ -241,7 +160,7 @@ def _errors(module: PERDQN, seen: Probe) -> Figures:
         "td_error_mean": float(seen.td_error.double().mean()),
         "td_error_abs_p50": float(size.quantile(0.5)),
         "td_error_abs_p99": float(size.quantile(0.99)),
-        "td_error_relative": _ratio(float(size.mean()), float(seen.q_values.double().abs().mean())),
+        "td_error_relative": ratio(float(size.mean()), float(seen.q_values.double().abs().mean())),
         "td_error_beyond_huber": float((size > module.config.learner.huber_delta).double().mean()),
         "priority_staleness": staleness,
     }
@@ -265,7 +184,7 @@ def _replay(module: PERDQN) -> Figures:
     taken = np.bincount(memory.rows.actions[slots], minlength=memory.spec.num_actions)
     return {
         **(_priorities(module, ids) if memory.prioritized else {}),
-        "replay_ratio": _ratio(memory.samples_drawn, memory.transitions_added),
+        "replay_ratio": ratio(memory.samples_drawn, memory.transitions_added),
         "overwritten_fraction": 1.0 - len(memory.rows) / int(memory.rows.heads.sum()),
         "action_entropy": entropy(taken / taken.sum()),
         "reward_abs_mean": float(rewards.mean()),
@@ -297,8 +216,8 @@ def _episodes(module: PERDQN, networks: Networks, q_size: float) -> Figures:
     )
     num_ended = int(terminated.sum() + truncated.sum())
     figures = {
-        "truncated_fraction": _ratio(float(truncated.sum()), num_ended),
-        "replay_episodes": _ratio(len(rows) * num_ended, ids.size),
+        "truncated_fraction": ratio(float(truncated.sum()), num_ended),
+        "replay_episodes": ratio(len(rows) * num_ended, ids.size),
         **_whole_episodes(module, ids % rows.num_envs, rewards, terminated | truncated, truncated),
     }
     may_start = rows.may_start(ids)
@@ -309,7 +228,7 @@ def _episodes(module: PERDQN, networks: Networks, q_size: float) -> Figures:
     last = np.flatnonzero(terminated & may_start)[-NUM_VALUED // 2 :]
     if last.size:
         surplus = _taken(rows, networks, ids[last]) - rewards[last].clip(-rows.reward_clip, rows.reward_clip)
-        figures["terminal_surplus"] = _ratio(float(surplus.mean()), q_size)
+        figures["terminal_surplus"] = ratio(float(surplus.mean()), q_size)
     return figures
 
 
@@ -358,7 +277,7 @@ def _compare(rows: Rows, networks: Networks, ids: Ids, returns: Floats) -> Figur
     return {
         "q_taken_mean": float(taken.mean()),
         "realised_return_mean": float(returns.mean()),
-        "overestimation": _ratio(float((taken - returns).mean()), size),
+        "overestimation": ratio(float((taken - returns).mean()), size),
         "value_correlation": correlation,
     }
 
@@ -372,16 +291,16 @@ def _taken(rows: Rows, networks: Networks, ids: Ids) -> Floats:
 
 def _weights(module: PERDQN, initial_norm: float) -> Figures:
     online, target = [*module.online.parameters()], [*module.target.parameters()]
-    norm = _norm(online)
+    norm = norm_of(online)
     differences = torch._foreach_sub([p.detach() for p in online], [p.detach() for p in target])
     matrices = [p.detach() for p in online if p.ndim > 1]
     gains = [float(p.double().square().mean().sqrt()) * math.sqrt(p[0].numel()) for p in matrices]
     return {
         "weight_norm": norm,
-        "weight_norm_growth": _ratio(norm, initial_norm),
+        "weight_norm_growth": ratio(norm, initial_norm),
         "weight_gain": max(gains, default=math.nan),
-        "target_norm_growth": _ratio(_norm(target), initial_norm),
-        "target_lag": _ratio(_norm([*differences]), norm),
+        "target_norm_growth": ratio(norm_of(target), initial_norm),
+        "target_lag": ratio(norm_of(differences), norm),
     }
 
 
@@ -407,8 +326,8 @@ def _optimizer(module: PERDQN) -> Figures:
     idle = sum(not bool(root.any()) for root in roots) + len(states) - len(moments)
     norm = weight_norm(module.online)
     return {
-        "step_ratio": _ratio(_norm(steps), norm),
-        "step_limit": _ratio(group["lr"] * math.sqrt(sum(p.numel() for p in group["params"])), norm),
-        "adam_eps_fraction": _ratio(small, told),
+        "step_ratio": ratio(norm_of(steps), norm),
+        "step_limit": ratio(group["lr"] * math.sqrt(sum(p.numel() for p in group["params"])), norm),
+        "adam_eps_fraction": ratio(small, told),
         "untrained_fraction": idle / len(states),
     }

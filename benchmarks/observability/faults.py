@@ -548,7 +548,8 @@ def main() -> None:
     runs = [run for run in plan(given.set, given.healthy) if (given.only or "") in run.key]
     more: dict[str, Any] = {}
     if given.quick:
-        runs, more = [runs[0], runs[3], runs[-1]], QUICK
+        faults, healthy = ([r for r in runs if bool(r.fault) is is_one] for is_one in (True, False))
+        runs, more = [faults[0], faults[2], healthy[-1]], QUICK
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     told = read(out)
     if given.again:
