@@ -41,10 +41,15 @@ PERDQN_PARTS = {
     "experience": "acting config replay schedules transition",
     "evaluation": "acting config transition",
     "recording": "acting config transition",
-    "diagnostics": "",
+    "probe": "",
+    "diagnostics": "probe",
+    "formulas": "",
+    "health": "formulas probe replay",
+    "advice": "config",
     "fingerprint": "schedules",
     "handover": "acting archive transition",
-    "module": "acting backend config diagnostics evaluation experience handover learning replay transition",
+    "module": "acting advice backend config diagnostics evaluation experience handover health learning"
+    " replay transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
@@ -78,6 +83,7 @@ HOLDFAST_PARTS = {
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
+    "advice": "rule rules settings metrics __init__",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint report reading"
     " __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
