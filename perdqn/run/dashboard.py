@@ -18,23 +18,44 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from perdqn.acting.environment import episode_seed
 from perdqn.recording import Film, film
 
+# A tag is a regular expression that begins as a metric's key does. Charts with a margin come last.
 LAYOUT = {
-    "learning": {
-        "return, training": ["Multiline", ["rollout/return_mean"]],
-        "return, evaluation": ["Margin", ["eval/return_mean", "eval/return_low", "eval/return_high"]],
+    "return": {
+        "return": ["Multiline", ["rollout/return_mean", "eval/return_mean"]],
         "episode length": ["Multiline", ["rollout/length_mean", "eval/length_mean"]],
-        "q-values": ["Multiline", ["train/q_mean"]],
-        "TD error": ["Multiline", ["train/td_error_abs_mean", "train/loss"]],
+        "evaluation with its 95 % interval": [
+            "Margin",
+            ["eval/return_mean", "eval/return_low", "eval/return_high"],
+        ],
+    },
+    "learning": {
+        "Q against realised return": ["Multiline", ["health/q_taken_mean", "health/realised_return_mean"]],
+        "Q of the batch": ["Multiline", ["train/q_mean"]],
+        "TD error: median and 99th percentile": ["Multiline", ["health/td_error_abs_p"]],
+        "TD error of the batch": ["Multiline", ["train/td_error_abs_mean", "train/loss"]],
         "gradient norm": ["Multiline", ["train/grad_norm"]],
+        "dormant units": ["Multiline", ["health/dormant_fraction", "health/dead_fraction"]],
+        "rank of the features": ["Multiline", ["health/feature_rank_fraction"]],
     },
     "replay": {
-        "schedules": ["Multiline", ["rollout/epsilon", "replay/beta"]],
-        "importance weights": ["Multiline", ["replay/is_weight_mean"]],
+        "epsilon and beta": ["Multiline", ["rollout/epsilon", "replay/beta"]],
+        "entropy of the priorities": ["Multiline", ["health/priority_entropy"]],
         "effective sample size": ["Multiline", ["replay/effective_sample_size"]],
         "largest priority": ["Multiline", ["replay/priority_max"]],
+        "replay ratio": ["Multiline", ["health/replay_ratio"]],
+        "age of the batch": ["Multiline", ["replay/age_mean"]],
         "size": ["Multiline", ["replay/size"]],
     },
-    "speed": {"env steps per second": ["Multiline", ["time/env_steps_per_second"]]},
+    "speed": {
+        "env steps per second": ["Multiline", ["time/env_steps_per_second"]],
+        "share of the time by phase": ["Multiline", ["time/phase_"]],
+    },
+    "resources": {
+        "memory, share of the limit": ["Multiline", ["resource/memory_share"]],
+        "memory of the process": ["Multiline", ["resource/rss_bytes"]],
+        "processor, share of what may be used": ["Multiline", ["resource/cpu_share"]],
+        "disk, free": ["Multiline", ["resource/disk_free_bytes"]],
+    },
 }
 FILM = "eval/episode"
 
