@@ -12,7 +12,7 @@ import pytest
 from perdqn.__main__ import main
 
 if TYPE_CHECKING:
-    from .chromium import Page
+    from screens.chromium import Page
 
 SETTINGS: dict[str, Any] = {
     "model": {
@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     pytest.importorskip("selenium", reason="selenium is not installed")
-    from .chromium import BROWSER, DRIVER, chromium
+    from screens.chromium import BROWSER, DRIVER, chromium
 
     if BROWSER is None or DRIVER is None:
         pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from screens.boards import tensorboard
 
 from perdqn.run.dashboard import FILM, LAYOUT
 
-from .boards import tensorboard
-
 if TYPE_CHECKING:
-    from .chromium import Page
+    from screens.chromium import Page
 
 CARDS = "tf-custom-scalar-multi-line-chart-card, tf-custom-scalar-margin-chart-card"
 TITLES = sorted(title for charts in LAYOUT.values() for title in charts)
