@@ -23,7 +23,7 @@ from screens.chromium import Page, chromium
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SETTLED_S = 4.0  # until charts are drawn that were asked for
-WIDTH, HEIGHT = 1500, 1800
+WIDTH, HEIGHT = 1850, 2500
 
 
 def shoot(page: Page, path: Path) -> None:

@@ -18,11 +18,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from perdqn.acting.environment import episode_seed
 from perdqn.recording import Film, film
 
-# A tag is a regular expression that begins as a metric's key does. Charts with a margin come last.
+# A tag is a regular expression that begins as a metric's key does. TensorBoard puts charts with a margin last,
+# and cuts off the lesser of two curves in a chart where it has far fewer points.
 LAYOUT = {
     "return": {
-        "return": ["Multiline", ["rollout/return_mean", "eval/return_mean"]],
-        "episode length": ["Multiline", ["rollout/length_mean", "eval/length_mean"]],
+        "training": ["Multiline", ["rollout/return_mean"]],
+        "episode length": ["Multiline", ["rollout/length_mean"]],
         "evaluation with its 95 % interval": [
             "Margin",
             ["eval/return_mean", "eval/return_low", "eval/return_high"],
