@@ -23,7 +23,7 @@ from screens.chromium import Page, chromium
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SETTLED_S = 4.0  # until charts are drawn that were asked for
-WIDTH, HEIGHT = 1850, 2500
+WIDTH, HEIGHT = 1850, 2650
 
 
 def shoot(page: Page, path: Path) -> None:
@@ -47,6 +47,7 @@ def main() -> None:
             tensorboard(logs.parent, ["custom_scalars", "images"]) as address,
             chromium(Path(scratch, "profile"), WIDTH, HEIGHT) as page,
         ):
+            page.driver.set_page_load_timeout(120)  # a large picture takes a while to be drawn
             page.open(f"{address}#custom_scalars&_smoothingWeight=0")
             shoot(page, IMAGES / "tensorboard.png")
 

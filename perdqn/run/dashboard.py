@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from perdqn.acting.environment import episode_seed
 from perdqn.recording import Film, film
 
-# A tag is a regular expression that begins as a metric's key does. TensorBoard puts charts with a margin last,
-# and cuts off the lesser of two curves in a chart where it has far fewer points.
+# A tag is a regular expression that begins as a metric's key does. TensorBoard puts charts with a margin
+# last, and of two curves in one chart may cut off one that has far fewer points.
 LAYOUT = {
     "return": {
         "training": ["Multiline", ["rollout/return_mean"]],
