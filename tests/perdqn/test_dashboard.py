@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
+from holdfast import PerformanceMonitor, ResourceMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from perdqn.module import PERDQN
 from perdqn.run import dashboard
-from perdqn.run.dashboard import FILM, Dashboard
+from perdqn.run.dashboard import FILM, LAYOUT, Dashboard
 
 from .small_runs import assert_same, fingerprint, small, trainer
 
@@ -138,3 +140,14 @@ def test_texts_are_shown_as_they_stand(tmp_path: Path) -> None:
 def test_a_period_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="video_every must be at least 1, got 0; use null"):
         Dashboard(0)
+
+
+def test_every_curve_of_the_layout_is_logged_where_everything_is_on(tmp_path: Path) -> None:
+    resources = ResourceMonitor(interval_s=0.02, log_every_seconds=0.02)
+    performance = PerformanceMonitor(report_every_steps=1, window_steps=2, every_s=1e-3, max_cost=0.5)
+    logger = TensorBoardLogger(tmp_path, "", "")
+    fit = trainer(Dashboard(), resources, performance, logger=logger, log_every_n_steps=5)
+    fit.fit(small(learner={"updates_per_step": 1}))
+    logged = events_of(tmp_path).Tags()["scalars"]
+    shown = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
+    assert {tag for tag in shown if not any(re.match(tag, key) for key in logged)} == set()
