@@ -17,6 +17,7 @@ import gymnasium
 import psutil
 import torch
 import yaml
+from holdfast.saving.environment import environment_fingerprint
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
@@ -45,6 +46,7 @@ from perdqn.run.folder import RunFolder, claim_run
 from perdqn.run.keeping import SECTIONS, BestCheckpoint, add_sections
 from perdqn.run.progress import RunProgress
 from perdqn.run.record import RunRecord
+from perdqn.run.summary import format_rows
 from perdqn.transition import EnvSpec
 
 TRAINER_DEFAULTS = {
@@ -118,6 +120,7 @@ class RunCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_sections(parser)
+        parser.add_class_arguments(Dashboard, "dashboard", skip={"texts"})
         if self.command == "fit":
             text = "start a new run from this checkpoint; `perdqn resume` continues the old one"
             parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
@@ -253,7 +256,15 @@ class RunCLI(LightningCLI):
             self.keepers = [self.config_init[section] for section in SECTIONS]
             self.config_init.checkpoint.dirpath = str(self.folder.checkpoints)
             self.keepers.insert(1, BestCheckpoint(self.folder.best))
-        return [self.record, Dashboard(), *self.keepers]
+        dashboard = self.config_init.dashboard
+        dashboard.texts = lambda: {"run/settings": summary, **self._get_texts()}
+        return [self.record, dashboard, *self.keepers]
+
+    def _get_texts(self) -> dict[str, str]:
+        """How this sitting came about and where it runs, for people."""
+        origin, environment = self.provenance, environment_fingerprint()
+        origin["changes"] = ", ".join(self.changes) or "none"
+        return {"run/origin": format_rows(origin), "run/environment": format_rows(environment)}
 
     @property
     def events(self) -> list[dict[str, Any]]:

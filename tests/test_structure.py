@@ -31,7 +31,7 @@ PERDQN_PARTS = {
     "arguments": "config",
     "class_path": "config",
     "faults": "config",
-    "run": "",
+    "run": "acting recording",
     "reporting": "config run",
     "replay": "jit transition",
     "learning": "class_path config jit transition",

@@ -10,7 +10,7 @@ that settings may change on resume.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from functools import partial
 from typing import Any
 
@@ -203,7 +203,7 @@ def _marks(owner: Any) -> dict[str, Any]:
 def _is_small(value: Any) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return value.nbytes <= _MANY_BYTES
-    return not isinstance(value, nn.Module) and (not hasattr(value, "__len__") or len(value) <= _MANY_ITEMS)
+    return not isinstance(value, nn.Module) and (not isinstance(value, Sized) or len(value) <= _MANY_ITEMS)
 
 
 def _mark(value: Any) -> Any:
