@@ -42,12 +42,14 @@ PERDQN_PARTS = {
     "recording": "acting config transition",
     "diagnostics": "",
     "fingerprint": "schedules",
+    "proving": "config run",
     "handover": "acting archive transition",
     "module": "acting backend config diagnostics evaluation experience handover learning replay transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting archive assembly completion config fingerprint handover module recording run shipped",
+    "cli": "acting archive assembly completion config fingerprint handover module proving recording run"
+    " shipped",
     "__main__": "cli perdqn",
 }
 HOLDFAST_PARTS = {
@@ -70,12 +72,14 @@ HOLDFAST_PARTS = {
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
-    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
+    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint advise prove"
+    " reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
     "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames compressed_frames"
     " rows passes prioritized on_device",
-    "run": "__init__ folder saves report summary progress record keeping dashboard",
+    "proving": "__init__ effect arms figures processes until words proof",
+    "run": "__init__ folder shape saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
     "advising": "__init__ advice signals rule",

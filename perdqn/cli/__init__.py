@@ -21,6 +21,7 @@ MODULES = {
     "resume": "resume",
     "verify": "verify",
     "fingerprint": "fingerprint",
+    "advise": "advise",
     "validate": "reading",
     "test": "reading",
     "check": "reading",

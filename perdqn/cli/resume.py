@@ -28,10 +28,7 @@ from perdqn.cli.sitting import train
 from perdqn.run.folder import LOGS, RunFolder
 from perdqn.run.report import format_report
 from perdqn.run.saves import Save, adopt, find_run, find_save, set_aside
-
-# what a fork may change, at the price of its replay
-OF_REPLAY = ("model.env.num_envs", "model.env.vectorization", "model.replay.capacity")
-SEED = "model.seed"  # what else it may: random streams begin anew
+from perdqn.run.shape import FORKABLE, OF_REPLAY, SEED
 
 
 @quietly
@@ -95,7 +92,7 @@ def _go_on(save: Save, options: list[str], told: str, is_fork: bool) -> int:
 def _get_free(cli: RunCLI, saved: dict[str, Any], is_fork: bool) -> tuple[str, ...]:
     """What need not fit the saved state; a fork may have died before it saved anything with its own seed."""
     if is_fork:
-        return (*OF_REPLAY, SEED)
+        return FORKABLE
     is_from_before = (cli.lineage or {}).get("seed") == saved["hyper_parameters"]["seed"]
     return (SEED,) if is_from_before else ()
 
