@@ -72,14 +72,14 @@ HOLDFAST_PARTS = {
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
-    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint advise prove"
+    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint prove advise"
     " reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
     "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames compressed_frames"
     " rows passes prioritized on_device",
     "proving": "__init__ effect arms figures processes until words proof",
-    "run": "__init__ folder shape saves report summary progress record keeping dashboard",
+    "run": "__init__ folder shape advice saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
     "advising": "__init__ advice signals rule",

@@ -8,70 +8,28 @@ from __future__ import annotations
 import json
 import shlex
 from argparse import Namespace
-from collections.abc import Mapping
 from typing import Any
 
-from holdfast.advising.advice import PRIORITIES
-
+from perdqn.run.advice import Record, read_advice, spell_change
 from perdqn.run.folder import RunFolder
 from perdqn.run.saves import find_run
-from perdqn.run.shape import fits_fork
-
-OVER = ("completed", "stopped at target")  # a fork has nothing left to do
-Record = dict[str, Any]  # a line of advice.jsonl
 
 
 def advise(given: Namespace) -> int:
     """Print the advice, or prove some of it; returns the exit code."""
+    run = find_run(given.path, given.root)
+    found = [] if given.change else _get_advice(run)
     if given.prove:
         from perdqn.cli.prove import prove
 
-        return prove(given)
-    run = find_run(given.path, given.root)
-    found = [{**record, "command": spell_change(run, record["advice"])} for record in get_advice(run)]
+        return prove(given, run, [record["advice"] for record in found])
+    found = [{**record, "command": spell_change(run, record["advice"])} for record in found]
     print(json.dumps(found, indent=2) if given.json else _as_text(run, found))
     return 0
 
 
-def get_advice(run: RunFolder) -> list[Record]:
-    """What holds now, most urgent first: as given in the run, or found in what it saved and logged."""
-    path = run.path / "monitor" / "advice.jsonl"
-    standing: dict[str, Record] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the run is just writing it
-            continue
-        rule = record["advice"]["rule"]
-        if record["event"] == "withdrawn":
-            standing.pop(rule, None)
-        else:
-            standing[rule] = record
-    return sorted(standing.values(), key=_get_rank)
-
-
-def _get_rank(record: Record) -> tuple[int, float]:
-    advice = record["advice"]
-    return PRIORITIES.index(advice["priority"]), -advice["confidence"]
-
-
-def spell_change(run: RunFolder, advice: Mapping[str, Any]) -> str | None:
-    """The command that follows advice: a fork, or a new run where a fork cannot; None without a change."""
-    changes = {change["setting"]: change["proposed"] for change in advice["changes"]}
-    if not changes:
-        return None
-    options = [word for name, value in changes.items() for word in (f"--{name}", spell(value))]
-    is_over = run.read_summary().get("status") in OVER
-    if is_over or not all(map(fits_fork, changes)):
-        return shlex.join(["perdqn", "fit", "--config", str(run.config), *options])
-    return shlex.join(["perdqn", "resume", str(run.path), "--fork", *options])
-
-
-def spell(value: Any) -> str:
-    """A value as it is typed."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
+def _get_advice(run: RunFolder) -> list[Record]:
+    return read_advice(run) or []
 
 
 def _as_text(run: RunFolder, found: list[Record]) -> str:

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import yaml
 from holdfast.storage.durable import write_whole
 from holdfast.storage.lock import FolderLock
 
-from perdqn.cli.advise import OVER, get_advice, spell
 from perdqn.cli.checkpoints import read_full_checkpoint
 from perdqn.cli.command_line import Refused
 from perdqn.cli.quiet import quietly
@@ -26,8 +26,9 @@ from perdqn.proving.arms import Arm, Plan
 from perdqn.proving.figures import read_json
 from perdqn.proving.proof import Proof
 from perdqn.proving.words import format_comparison
+from perdqn.run.advice import OVER, spell
 from perdqn.run.folder import RunFolder
-from perdqn.run.saves import Save, adopt, find_run, find_save
+from perdqn.run.saves import Save, adopt, find_save
 from perdqn.run.shape import fits_fork
 from perdqn.run.summary import format_seconds
 
@@ -36,12 +37,15 @@ FROM_START = "add --from-start to compare runs from their beginning"
 
 
 @quietly
-def prove(given: Namespace) -> int:
-    """Run the arms and report; exit code 1 where one failed, 130 after an interruption."""
-    run = find_run(given.path, given.root)
+def prove(given: Namespace, run: RunFolder, advice: Sequence[Mapping[str, Any]]) -> int:
+    """Run the arms and report; exit code 1 where one failed, 130 after an interruption.
+
+    Args:
+        advice: of the run, most urgent first, as dicts of `Advice`.
+    """
     if not run.config.is_file():
         raise Refused(f"{run.path} has no config.yaml, so there is nothing to compare with")
-    changes = _choose_changes(given, run)
+    changes = _choose_changes(given, run, advice)
     folder = run.path / "proofs" / _name(changes, given)
     with FolderLock(folder):
         proof = _open(folder, changes, given, run)
@@ -49,11 +53,10 @@ def prove(given: Namespace) -> int:
         return _run(proof, arms, given)
 
 
-def _choose_changes(given: Namespace, run: RunFolder) -> dict[str, Any]:
+def _choose_changes(given: Namespace, run: RunFolder, advice: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Those of the command line, else of the advice with the wanted rank."""
     if given.change:
         return dict(map(_read_change, given.change))
-    advice = [record["advice"] for record in get_advice(run)]
     if given.rank > len(advice):
         has = f"has {len(advice)} pieces of advice"
         raise Refused(f"--rank {given.rank}: {run.path} {has}; name a --change model.learner.gamma=0.99")
