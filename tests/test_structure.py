@@ -54,7 +54,8 @@ PERDQN_PARTS = {
 }
 HOLDFAST_PARTS = {
     "around": "",
-    "advising": "",
+    "learning_rates": "",
+    "advising": "learning_rates",
     "storage": "",
     "triggers": "",
     "exact": "around storage",
@@ -65,7 +66,8 @@ HOLDFAST_PARTS = {
     "attempts": "",
     "flaky_loggers": "exact",
     "emergency": "around attempts boundary checkpoint ending saving storage triggers",
-    "recovery": "around attempts boundary flaky_loggers saving storage",
+    "recovery": "around attempts boundary flaky_loggers learning_rates saving storage",
+    "tuning_advisor": "advising around boundary",
     "holdfast": "",  # imported when asked for
 }
 
@@ -82,7 +84,8 @@ PERDQN_FILES = {
     "run": "__init__ folder shape advice saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
-    "advising": "__init__ advice signals rule",
+    "advising": "__init__ advice signals rule statistics names expression threshold general tuner standing"
+    " adapting diary vitals run_settings",
     "storage": "__init__ durable manifest generations parts lock",
     "triggers": "reason watch pace growth cgroups numerics slurm signals deadline preemption memory disk"
     " __init__",

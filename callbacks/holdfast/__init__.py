@@ -8,15 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advising.tuner import HyperparameterTuner
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
     from .recovery import ErrorRecovery
+    from .tuning_advisor import TuningAdvisor
 
 _HOMES = {
     "BoundaryCallback": "boundary",
     "EmergencyCheckpoint": "emergency",
     "ErrorRecovery": "recovery",
+    "HyperparameterTuner": "advising.tuner",
+    "TuningAdvisor": "tuning_advisor",
     "VerifiedCheckpoint": "checkpoint",
 }
 
@@ -24,6 +28,8 @@ __all__ = [
     "BoundaryCallback",
     "EmergencyCheckpoint",
     "ErrorRecovery",
+    "HyperparameterTuner",
+    "TuningAdvisor",
     "VerifiedCheckpoint",
 ]
 
