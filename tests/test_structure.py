@@ -40,11 +40,15 @@ PERDQN_PARTS = {
     "experience": "acting config replay schedules transition",
     "evaluation": "acting config transition",
     "recording": "acting config transition",
-    "diagnostics": "",
+    "probe": "",
+    "diagnostics": "probe",
+    "health": "probe replay",
+    "advice": "config",
     "fingerprint": "schedules",
     "proving": "config run",
     "handover": "acting archive transition",
-    "module": "acting backend config diagnostics evaluation experience handover learning replay transition",
+    "module": "acting advice backend config diagnostics evaluation experience handover health learning replay"
+    " transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
@@ -74,6 +78,7 @@ HOLDFAST_PARTS = {
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
+    "advice": "rule rules settings metrics __init__",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint prove advise"
     " reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
