@@ -52,8 +52,8 @@ PERDQN_PARTS = {
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting archive assembly completion config fingerprint handover module proving recording run"
-    " shipped",
+    "cli": "acting advice archive assembly completion config fingerprint handover health module proving"
+    " recording run shipped",
     "__main__": "cli perdqn",
 }
 HOLDFAST_PARTS = {
@@ -79,7 +79,7 @@ HOLDFAST_PARTS = {
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
     "advice": "rule rules settings metrics __init__",
-    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint prove advise"
+    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint examine prove advise"
     " reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",

@@ -61,9 +61,11 @@ def _get_advise_parser() -> ArgumentParser:
     proof = parser.add_argument_group("measuring", "Settings of --prove.")
     fork = "fork the newest checkpoint into paired runs, as is and changed, and compare them"
     proof.add_argument("--prove", action="store_true", help=fork)
-    changed = "what to change, may be given several times; the advice of --rank where left out"
+    changed = "what to change, may be given several times; by default what is advised"
     proof.add_argument("--change", action="append", metavar="SETTING=VALUE", type=_change, help=changed)
-    proof.add_argument("--rank", type=_positive, default=1, help="of the advice to follow (default: 1)")
+    proof.add_argument(
+        "--rank", type=_positive, help="of the advice to follow (default: the first with a change)"
+    )
     proof.add_argument("--seeds", type=_positive, default=5, help="pairs of runs (default: 5)")
     budget = "of each run (default: a fifth of what the run has done)"
     proof.add_argument("--budget-env-steps", type=_positive, metavar="N", help=budget)

@@ -45,7 +45,7 @@ def prove(given: Namespace, run: RunFolder, advice: Sequence[Mapping[str, Any]])
     """
     if not run.config.is_file():
         raise Refused(f"{run.path} has no config.yaml, so there is nothing to compare with")
-    changes = _choose_changes(given, run, advice)
+    changes = _choose_changes(given, advice)
     folder = run.path / "proofs" / _name(changes, given)
     with FolderLock(folder):
         proof = _open(folder, changes, given, run)
@@ -53,17 +53,16 @@ def prove(given: Namespace, run: RunFolder, advice: Sequence[Mapping[str, Any]])
         return _run(proof, arms, given)
 
 
-def _choose_changes(given: Namespace, run: RunFolder, advice: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Those of the command line, else of the advice with the wanted rank."""
+def _choose_changes(given: Namespace, advice: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Those of the command line, else of the advice with the wanted rank, or of the first that has some."""
     if given.change:
         return dict(map(_read_change, given.change))
-    if given.rank > len(advice):
-        has = f"has {len(advice)} pieces of advice"
-        raise Refused(f"--rank {given.rank}: {run.path} {has}; name a --change model.learner.gamma=0.99")
-    changes = {change["setting"]: change["proposed"] for change in advice[given.rank - 1]["changes"]}
-    if not changes:
-        raise Refused(f"advice {given.rank} is about no setting: {advice[given.rank - 1]['message']}")
-    return changes
+    ranks = [rank for rank, each in enumerate(advice, 1) if each["changes"]]
+    rank = given.rank or next(iter(ranks), 1)
+    if rank not in ranks:
+        remedy = f"choose from {', '.join(map(str, ranks))}, or " if ranks else ""
+        raise Refused(f"no advice of rank {rank} changes a setting; {remedy}name a --change SETTING=VALUE")
+    return {change["setting"]: change["proposed"] for change in advice[rank - 1]["changes"]}
 
 
 def _read_change(text: str) -> tuple[str, Any]:
