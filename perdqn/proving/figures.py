@@ -23,8 +23,8 @@ def csv_logger(folder: Path) -> dict[str, Any]:
     return {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}}
 
 
-def read_figures(run: RunFolder) -> dict[str, Any]:
-    """Figures of a run that has ended.
+def read_figures(run: RunFolder, begin_env_steps: int) -> dict[str, Any]:
+    """Figures of a run that has ended, since it began or was forked.
 
     Returns:
         ``final``, mean return of the test episodes; ``area``, that below the evaluation curve, divided by its
@@ -34,7 +34,9 @@ def read_figures(run: RunFolder) -> dict[str, Any]:
     """
     summary, rows = run.read_summary(), _read_rows(run.path / "metrics.csv")
     evaluations = [
-        (int(row["step"]), float(row["eval/return_mean"])) for row in rows if row.get("eval/return_mean")
+        (step, float(row["eval/return_mean"]))
+        for row in rows
+        if row.get("eval/return_mean") and (step := int(row["step"])) > begin_env_steps
     ]
     rates = [float(row[_RATE]) for row in rows if row.get(_RATE)]
     return {

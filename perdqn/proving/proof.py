@@ -135,7 +135,7 @@ class Proof:
             said = (folder / "output.txt").read_text(errors="replace").strip()
             self.failures[arm.name] = said.rpartition("\n")[2] or f"exit code {code}"
             return f"{arm.name:<20} failed: {self.failures[arm.name]}"
-        result = {**read_figures(run), "changes": dict(arm.changes)}
+        result = {**read_figures(run, self.plan.begin_env_steps), "changes": dict(arm.changes)}
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
         shown = [
             f"{name} {result[key]:,.1f}" for key, name in self.figures.items() if result[key] is not None

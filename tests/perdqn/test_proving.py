@@ -193,8 +193,9 @@ class Machine:
             score = int(each.name.split("-")[1]) + 10 * each.name.endswith("changed")
             figures = {"final_evaluation_mean": score, "seconds": 1.0, "env_steps": 100}
             (run / "summary.json").write_text(json.dumps(figures))
-            rows = "eval/return_mean,step,time/env_steps_per_second\n1.0,50,\n,60,200\n3.0,100,\n"
-            (run / "metrics.csv").write_text(rows)
+            rows = ["9.0,20000,", "1.0,20050,", ",20060,200", "3.0,20100,"]  # the first is of the fork's past
+            heading = "eval/return_mean,step,time/env_steps_per_second"
+            (run / "metrics.csv").write_text("\n".join([heading, *rows]))
             each.output.write_text("trying\nbroken\n")
             on_end(each, int(each.name in self.fails))
 
@@ -217,7 +218,7 @@ def test_proof_compares_what_its_arms_showed(tmp_path: Path, machine: Machine) -
     made.run(arms, 2, lambda text: None)
     found = made.compare(arms)
     assert [by["changed"]["final"] for by in found["arms"]] == [11, 12]
-    assert found["arms"][0]["as is"]["evaluations"] == [[50, 1.0], [100, 3.0]]
+    assert found["arms"][0]["as is"]["evaluations"] == [[20050, 1.0], [20100, 3.0]]
     assert found["arms"][0]["as is"]["area"] == 2.0
     final, area = found["effects"]
     assert (final["of"], final["against"], final["figure"]) == ("changed", "as is", "final")
