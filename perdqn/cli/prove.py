@@ -46,9 +46,9 @@ def prove(given: Namespace, run: RunFolder, advice: Sequence[Mapping[str, Any]])
     if not run.config.is_file():
         raise Refused(f"{run.path} has no config.yaml, so there is nothing to compare with")
     changes = _choose_changes(given, advice)
-    folder = run.path / "proofs" / _name(changes, given)
-    with FolderLock(folder):
-        proof = _open(folder, changes, given, run)
+    proofs = run.path / "proofs"
+    with FolderLock(proofs):
+        proof = _open(proofs / _name(changes, given), changes, given, run)
         arms = proof.plan.arms(given.seeds, given.control)
         return _run(proof, arms, given)
 
@@ -75,17 +75,22 @@ def _read_change(text: str) -> tuple[str, Any]:
 
 def _name(changes: dict[str, Any], given: Namespace) -> str:
     """Of the proof's folder: the same command finds it again."""
-    state = given.path if given.path and Path(given.path).is_file() else None
-    identity = json.dumps([changes, given.from_start, given.budget_env_steps, state], sort_keys=True)
+    terms = [changes, given.from_start, given.budget_env_steps, _get_named_state(given)]
+    identity = json.dumps(terms, sort_keys=True)
     setting = next(iter(changes)).rpartition(".")[2]
     return f"{setting}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def _get_named_state(given: Namespace) -> str | None:
+    """The checkpoint that the user means; None for the run's newest."""
+    return given.path if given.path and Path(given.path).is_file() else None
 
 
 def _open(folder: Path, changes: dict[str, Any], given: Namespace, run: RunFolder) -> Proof:
     """The proof that lies there, or a new one with what its arms begin from."""
     if known := read_json(folder / "plan.json"):
         return Proof(folder, Plan(**known))
-    save = None if given.from_start else find_save(given.path, given.root)
+    save = None if given.from_start else find_save(_get_named_state(given) or str(run.path), given.root)
     plan = _make_plan(changes, given, run, save)
     if faults := plan.find_faults(changes):
         raise ConfigError(faults)

@@ -117,14 +117,11 @@ class Plan:
         else:
             period = max(1, self.budget_env_steps // NUM_EVALUATIONS)
             evaluation |= {"model.evaluation.every_env_steps": period}
-        own, end = self.settings.get("total_env_steps"), self.end_env_steps
-        budget = {
-            "model.seed": arm.seed,
-            "model.total_env_steps": max(own or end, end),
-            "model.total_episodes": None,
-            "trainer.enable_progress_bar": False,
-        }
-        return nest({**evaluation, **budget, **arm.changes})
+        # no less than the run's own, which its schedules may not outlast
+        own = self.settings.get("total_env_steps")
+        unit, budget = ("episodes", _ENDLESS) if own is None else ("env_steps", max(own, self.end_env_steps))
+        others = {"model.seed": arm.seed, f"model.total_{unit}": budget, "trainer.enable_progress_bar": False}
+        return nest({**evaluation, **others, **arm.changes})
 
     def find_faults(self, changes: Mapping[str, Any]) -> list[str]:
         """What keeps the run's settings with ``changes`` from working."""
@@ -150,6 +147,7 @@ class Plan:
         return self.begin_env_steps == 0 or name != "model.replay.capacity"  # a fork would lose its replay
 
 
+_ENDLESS = 10**9
 _UNSIZED = math.log(10)  # for changes that are no matter of more or less
 
 

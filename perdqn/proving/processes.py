@@ -25,22 +25,23 @@ class Job(NamedTuple):
     output: Path
 
 
-def run_jobs(jobs: Sequence[Job], num_at_once: int, on_end: Callable[[Job, int], None]) -> None:
-    """Run all, in order; ``on_end`` is called with the exit code of each that ends.
+def run_jobs(jobs: Sequence[Job], num_at_once: int, on_end: Callable[[Job, int, float], None]) -> None:
+    """Run all, in order; ``on_end`` is called with exit code and wall time in seconds of each that ends.
 
     Raises:
         KeyboardInterrupt: this process was interrupted, or told to end by SIGTERM; the others are dead then.
     """
     waiting, going = list(jobs), dict[Job, subprocess.Popen[bytes]]()
+    began: dict[Job, float] = {}
     with _interrupted_by_sigterm():
         try:
             while waiting or going:
                 while waiting and len(going) < num_at_once:
                     job = waiting.pop(0)
-                    going[job] = _start(job)
+                    going[job], began[job] = _start(job), time.monotonic()
                 ended = [job for job, process in going.items() if process.poll() is not None]
                 for job in ended:
-                    on_end(job, going.pop(job).returncode)
+                    on_end(job, going.pop(job).returncode, time.monotonic() - began[job])
                 if not ended:
                     time.sleep(_LOOK_EVERY_S)
         finally:

@@ -66,7 +66,12 @@ class Proof:
         by_name = {arm.name: arm for arm in arms}
         num_at_once = 1 if self.plan.is_about_speed else num_at_once
         jobs = [self._prepare(arm) for arm in arms]
-        run_jobs(jobs, num_at_once, lambda job, code: tell(self._end(by_name[job.name], code)))
+        try:
+            run_jobs(jobs, num_at_once, lambda job, *ended: tell(self._end(by_name[job.name], *ended)))
+        finally:
+            for arm in arms:
+                if self.get_result(arm) is None:
+                    shutil.rmtree(self.path / arm.name / LOGS, ignore_errors=True)
         if not self.failures:
             shutil.rmtree(self.start.checkpoints, ignore_errors=True)
 
@@ -80,12 +85,13 @@ class Proof:
         Returns:
             the plan; ``arms``, results by kind, a dict a seed; ``effects``, a list with what is compared
             (``of``, ``against``), its ``figure`` and its `Effect`, None without a pair; ``failures``,
-            the last words of arms that failed.
+            the last words of arms that failed; ``wall_s``, of the arms that are done, summed.
         """
         kinds = [kind for kind in KINDS if any(arm.kind == kind for arm in arms)]
         by_seed: dict[int, dict[str, Any]] = {arm.seed: dict.fromkeys(kinds) for arm in arms}
         for arm in arms:
             by_seed[arm.seed][arm.kind] = self.get_result(arm)
+        done = [result for results in by_seed.values() for result in results.values() if result]
         pairs = [(of, against) for against, of in combinations(kinds, 2)]
 
         def effect(of: str, against: str, figure: str) -> Effect | None:
@@ -104,6 +110,7 @@ class Proof:
                 for found in [effect(of, against, figure)]
             ],
             "failures": self.failures,
+            "wall_s": sum(result["wall_s"] for result in done),
         }
 
     def _prepare(self, arm: Arm) -> Job:
@@ -126,7 +133,7 @@ class Proof:
         given = yaml.safe_load(self.start.config.read_text())["trainer"].get("callbacks") or []
         return given if isinstance(given, list) else [given]
 
-    def _end(self, arm: Arm, code: int) -> str:
+    def _end(self, arm: Arm, code: int, wall_s: float) -> str:
         """Keep what an arm showed, and no saved state of it; a line that says so."""
         folder = self.path / arm.name
         run = RunFolder(folder / LOGS / "version_0")
@@ -135,7 +142,8 @@ class Proof:
             said = (folder / "output.txt").read_text(errors="replace").strip()
             self.failures[arm.name] = said.rpartition("\n")[2] or f"exit code {code}"
             return f"{arm.name:<20} failed: {self.failures[arm.name]}"
-        result = {**read_figures(run, self.plan.begin_env_steps), "changes": dict(arm.changes)}
+        figures = read_figures(run, self.plan.begin_env_steps)
+        result = {**figures, "changes": dict(arm.changes), "wall_s": wall_s}
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
         shown = [
             f"{name} {result[key]:,.1f}" for key, name in self.figures.items() if result[key] is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 from perdqn.proving.effect import CONFIDENCE, METHOD
 from perdqn.proving.figures import LEARNING, SPEED
+from perdqn.run.summary import format_seconds
 
 NAMES = {**LEARNING, **SPEED}
 
@@ -26,7 +27,9 @@ def format_comparison(found: Mapping[str, Any]) -> str:
     lines = [f"{NAMES[first]} of each arm", *("".join(f"{cell:>14}" for cell in row) for row in rows)]
     lines += [f"{name} failed: {reason}" for name, reason in found["failures"].items()]
     lines += [f"{CONFIDENCE * 100:.0f} % intervals of the mean difference, {METHOD} over seeds"]
-    return "\n".join([*lines, *map(_describe, effects)])
+    return "\n".join(
+        [*lines, *map(_describe, effects), f"took {format_seconds(found['wall_s'])} in all arms"]
+    )
 
 
 def _figure(result: Mapping[str, Any] | None, name: str) -> str:

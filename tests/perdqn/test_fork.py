@@ -14,7 +14,7 @@ import yaml
 from holdfast.storage.generations import GenerationFolder
 
 from perdqn.__main__ import main
-from perdqn.fingerprint import differing, fingerprint
+from perdqn.fingerprint import differing, fingerprint, parts_of
 
 from .saved_runs import add_generation, copy_run, damage, keeping, make_run
 
@@ -199,14 +199,20 @@ def test_fork_with_another_seed_keeps_the_past_and_has_another_future(
     assert "random streams begin anew" in said
     assert "could not be played again" not in said
     assert summary_of(run.with_name("version_1"))["forked_from"]["seed"] == 0
-    as_was, other = (
-        fingerprint(torch.load(folder / "end.ckpt", weights_only=True))
-        for folder in (original.parents[1] / "states", tmp_path)
-    )
-    assert {"rng", "environments", "weights", "replay_rows"} <= set(differing(as_was, other))
     again = tmp_path / "again"
     fork(capsys, run, change, keeping(again))
-    assert differing(other, fingerprint(torch.load(again / "end.ckpt", weights_only=True))) == []
+    as_was, other, same = (
+        torch.load(folder / "end.ckpt", weights_only=True)
+        for folder in (original.parents[1] / "states", tmp_path, again)
+    )
+    parts = differing(fingerprint(as_was), fingerprint(other))
+    assert {"rng", "environments", "weights", "replay_rows"} <= set(parts)
+    assert differing(fingerprint(other), fingerprint(same)) == []
+    one, another = parts_of(as_was)["rng"], parts_of(other)["rng"]
+    assert one["sampling"] != another["sampling"]
+    assert one["exploration"] != another["exploration"]
+    assert not torch.equal(one["noise"], another["noise"])
+    assert not torch.equal(one["global"]["torch"], another["global"]["torch"])
 
 
 @pytest.mark.parametrize("killed_at", ["before its first save", "under way"])

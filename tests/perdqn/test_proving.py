@@ -99,6 +99,17 @@ def test_pairs_share_a_seed_that_is_not_the_runs_and_differ_in_the_change_alone(
     assert as_is["model"]["seed"] == 2
 
 
+def test_arms_keep_a_budget_that_schedules_fit_into() -> None:
+    for own, expected in [(100_000, 100_000), (25_000, 30_000)]:
+        model = nest({"total_env_steps": own}, settings())
+        overlay = Plan({}, model, 20_000, 10_000).overlay(Arm("as is", 1, {}))["model"]
+        assert overlay["total_env_steps"] == expected
+    by_episodes = nest({"total_env_steps": None, "total_episodes": 50}, settings())
+    overlay = Plan({}, by_episodes, 20_000, 10_000).overlay(Arm("as is", 1, {}))["model"]
+    assert "total_env_steps" not in overlay
+    assert overlay["total_episodes"] > 10**6
+
+
 def test_which_arm_of_a_pair_goes_first_alternates() -> None:
     assert [arm.kind for arm in plan({GAMMA: 0.9}).arms(2)] == ["as is", "changed", "changed", "as is"]
 
@@ -149,7 +160,7 @@ def job(name: str, script: str, root: Path) -> Job:
 def test_jobs_run_in_order_and_tell_how_they_ended(tmp_path: Path) -> None:
     ended = []
     jobs = [job("good", "print('well')", tmp_path), job("bad", "raise SystemExit(3)", tmp_path)]
-    run_jobs(jobs, 1, lambda job, code: ended.append((job.name, code)))
+    run_jobs(jobs, 1, lambda job, code, wall_s: ended.append((job.name, code)))
     assert ended == [("good", 0), ("bad", 3)]
     assert (tmp_path / "good.txt").read_text() == "well\n"
 
@@ -158,7 +169,7 @@ def test_interruption_kills_what_is_running(tmp_path: Path) -> None:
     child = "import os, subprocess, sys, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
     script = f"import os; os.chdir({str(tmp_path)!r}); {child}"
 
-    def interrupt(job: Job, code: int) -> None:
+    def interrupt(job: Job, code: int, wall_s: float) -> None:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
         raise KeyboardInterrupt
@@ -197,7 +208,7 @@ class Machine:
             heading = "eval/return_mean,step,time/env_steps_per_second"
             (run / "metrics.csv").write_text("\n".join([heading, *rows]))
             each.output.write_text("trying\nbroken\n")
-            on_end(each, int(each.name in self.fails))
+            on_end(each, int(each.name in self.fails), 60.0)
 
 
 @pytest.fixture
@@ -228,6 +239,7 @@ def test_proof_compares_what_its_arms_showed(tmp_path: Path, machine: Machine) -
     assert json.loads(json.dumps(found)) == found
     text = format_comparison(found)
     assert "+10.0 (+10.0 to +10.0), better in 100% of 2 pairs: better" in text
+    assert "took 4:00 in all arms" in text
     assert "no evidence" in text
 
 
