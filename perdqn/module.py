@@ -188,8 +188,12 @@ class PERDQN(LightningModule):
             memory_alert_fraction=replay.memory_alert_fraction,
             storage=replay.storage,
             cached_frames=replay.cached_frames,
-            seed=int(np.random.SeedSequence([self.config.seed, 0]).generate_state(1)[0]),
+            seed=self._sampler_seed,
         )
+
+    @property
+    def _sampler_seed(self) -> int:
+        return int(np.random.SeedSequence([self.config.seed, 0]).generate_state(1)[0])
 
     # -- counters --------------------------------------------------------------------------------
 
@@ -662,6 +666,8 @@ class PERDQN(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the counters and, to go on training, replay, episodes in progress and RNG streams.
 
+        With another seed than the checkpoint's, every stream begins anew: the same past, another future.
+
         Raises:
             ValueError: the checkpoint is not ours, or of a newer version.
         """
@@ -686,11 +692,17 @@ class PERDQN(LightningModule):
         }
         is_fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if is_fitting and self._load_replay(checkpoint):
-            self.experience.restore(state["experience"])
+            seed = checkpoint["hyper_parameters"]["seed"]
+            has_other_seed = seed != self.config.seed
+            self.experience.restore(state["experience"], seed if has_other_seed else None)
             self.num_threads = self.config.learner.num_threads or state["num_threads"]
             self.backend = state.get("backend", "eager")
-            self._noise.set_state(state["noise"])
-            self._global_rng = state["global_rng"]
+            if has_other_seed:
+                self.memory.reseed(self._sampler_seed)
+                self._keep_global_rng(checkpoint)
+            else:
+                self._noise.set_state(state["noise"])
+                self._global_rng = state["global_rng"]
             if "health" in state:
                 self._health.load_state_dict(state["health"])
             return
@@ -701,6 +713,12 @@ class PERDQN(LightningModule):
                 "and will differ from a run that was never interrupted",
                 stacklevel=2,
             )
+
+    def _keep_global_rng(self, checkpoint: dict[str, Any]) -> None:
+        """Let nobody put the global streams back, holdfast included."""
+        self._global_rng = get_global_rng()
+        if exact := checkpoint.get("holdfast", {}).get("exact"):
+            exact["rng"] = self._global_rng
 
     def _load_replay(self, checkpoint: dict[str, Any]) -> bool:
         """Whether the checkpoint has one, inside it or in parts beside it."""

@@ -47,14 +47,15 @@ PERDQN_PARTS = {
     "health": "formulas probe replay",
     "advice": "config",
     "fingerprint": "schedules",
+    "proving": "config run",
     "handover": "acting archive transition",
     "module": "acting advice backend config diagnostics evaluation experience handover health learning"
     " replay transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting archive assembly completion config fingerprint handover module recording reporting run"
-    " shipped",
+    "cli": "acting advice archive assembly completion config fingerprint handover health module proving"
+    " recording reporting run shipped",
     "__main__": "cli perdqn",
 }
 HOLDFAST_PARTS = {
@@ -84,14 +85,15 @@ HOLDFAST_PARTS = {
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
     "advice": "rule rules settings metrics __init__",
-    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint report reading"
-    " __init__",
+    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint examine prove"
+    " advise report reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
     "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames"
     " compressed_frames rows passes prioritized on_device",
+    "proving": "__init__ effect arms figures processes until words proof",
     "reporting": "__init__ curves gather headline charts page",
-    "run": "__init__ folder saves report summary progress record keeping dashboard",
+    "run": "__init__ folder shape advice saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
     "advising": "__init__ advice signals rule statistics names expression threshold general tuner standing"

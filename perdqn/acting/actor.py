@@ -136,5 +136,6 @@ class Actor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._exploration.load_state_dict(state)
+        if "rng" in state:  # else the run was forked with another seed
+            self._exploration.load_state_dict(state)
         self._returns = state["returns"].numpy().copy()

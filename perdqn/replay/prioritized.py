@@ -114,7 +114,7 @@ class PrioritizedReplay:
         self._maximum, self._num_at_maximum = 0.0, 0
         self._scaled_maximum: tuple[float, float] | None = None  # (priority, priority^alpha) last used
         self._stale = False
-        self._rng = np.random.default_rng(seed)
+        self.reseed(seed)
         self._envs = np.arange(num_envs)
         self.samples_drawn = self.transitions_added = self.priorities_updated = 0
         self._hits = self._misses = 0
@@ -606,6 +606,10 @@ class PrioritizedReplay:
         read_rows(store, File(**entry["priorities"]), saved, *bounds)
         self.rows.load_parts(store, entry["rows"], saved["flags"])
         self._restore(entry, saved["priorities"], saved["measured"], saved.get("leaves"))
+
+    def reseed(self, seed: int) -> None:
+        """Begin the sampler's random numbers anew."""
+        self._rng = np.random.default_rng(seed)
 
     def _changing(self) -> dict[str, Array]:
         """By slot, what a row's life changes; the leaves apart."""
