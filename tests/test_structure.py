@@ -44,8 +44,10 @@ PERDQN_PARTS = {
     "fingerprint": "schedules",
     "handover": "acting archive transition",
     "module": "acting backend config diagnostics evaluation experience handover learning replay transition",
+    "calibration": "backend config evaluation module",
+    "preflight": "calibration config learning",
     "perdqn": "module",  # perdqn/__init__.py
-    "assembly": "acting arguments config faults learning module replay run transition",
+    "assembly": "acting arguments calibration config faults module preflight replay run transition",
     "completion": "acting assembly",
     "cli": "acting archive assembly completion config fingerprint handover module recording run shipped",
     "__main__": "cli perdqn",
