@@ -51,8 +51,10 @@ PERDQN_PARTS = {
     "handover": "acting archive transition",
     "module": "acting advice backend config diagnostics evaluation experience handover health learning"
     " replay transition",
+    "calibration": "backend config evaluation module",
+    "preflight": "calibration config learning",
     "perdqn": "module",  # perdqn/__init__.py
-    "assembly": "acting arguments config faults learning module replay run transition",
+    "assembly": "acting arguments calibration config faults module preflight replay run transition",
     "completion": "acting assembly",
     "cli": "acting advice archive assembly completion config fingerprint handover health module proving"
     " recording reporting run shipped",

@@ -29,6 +29,8 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
     with _naming_failure(cli):
         if cli.folder is not None:
             print(f"run folder {cli.folder.path}")
+            if cli.preflight is not None:
+                print(cli.preflight.table())
             cli.exactness = _get_exactness(cli)
             if checkpoint is None:  # else the report has said so
                 print(f"exactness  {cli.exactness}")
