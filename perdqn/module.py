@@ -83,18 +83,12 @@ class PERDQN(LightningModule):
     owns_data_position = True
     saves_own_state = True
     holdfast_counters = ("env_steps", "update_steps", "episodes")
-    # targets move, so a loss need not fall; a replay fills; acting is where data come from
-    advice_ignores = (
-        *("loss_diverging", "loss_above_start", "loss_spikes", "updates_too_large", "updates_too_small"),
-        *("gradients_explode", "weights_grow", "memory_rises", "data_starves"),
-    )
-
     # what holdfast's TuningAdvisor asks of any run and values do not fit: a TD loss may rise while all is
-    # well, and of the others there are rules of our own
+    # well, a replay fills, acting is where data come from; of the others there are rules of our own
     advice_ignores = (
         *("loss_diverging", "loss_above_start", "loss_spikes", "overfitting", "weights_grow", "dead_units"),
         *("updates_too_large", "updates_too_small", "batch_too_small", "mostly_clipped", "grad_norm_tails"),
-        *("gradients_explode", "gradients_explode_towards_the_input"),
+        *("gradients_explode", "gradients_explode_towards_the_input", "memory_rises", "data_starves"),
     )
 
     def __init__(

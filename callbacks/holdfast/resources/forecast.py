@@ -165,7 +165,8 @@ def _fit(times: Floats, values: Floats, noise: Floats, cost: float, tau: float |
     scale = max(float(t[-1]), 1e-9)
     design = _basis(t, tau, scale) / noise[:, None]
     target = values / noise
-    mean, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
+    solution, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
+    mean: Floats = solution.astype(np.float64)
     if rank < design.shape[1]:
         return None
     left = target - design @ mean
@@ -174,7 +175,7 @@ def _fit(times: Floats, values: Floats, noise: Floats, cost: float, tau: float |
     lingering = float(left[1:] @ left[:-1]) / max(total, 1e-300)
     lingering = min(0.95, max(0.0, lingering))
     widening = max(1.0, total / freedom) * (1 + lingering) / (1 - lingering)
-    spread = np.float64(widening**0.5) * np.linalg.cholesky(np.linalg.inv(design.T @ design))
+    spread: Floats = np.sqrt(widening) * np.linalg.cholesky(np.linalg.inv(design.T @ design))
     num_parameters = design.shape[1] + (tau is not None and tau > 0)
     cost = cost + total + penalty(len(t)) / 2 * num_parameters
     return _Model(float(times[0]), tau, cost, mean, spread)
