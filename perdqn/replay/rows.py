@@ -365,8 +365,8 @@ class Rows:
 
     def release_memory(self, caches: bool = False) -> None:
         """Let go of what only makes gathering faster; ``caches``: of decompressed frames too, for good."""
-        for stored in self._compressed.values() if caches else ():
-            stored.drop_cache()
+        for compressed in self._compressed.values() if caches else ():
+            compressed.drop_cache()
         for stored in self.frames.values():
             stored.release_memory()
 
