@@ -172,10 +172,10 @@ def _fit(times: Floats, values: Floats, noise: Floats, cost: float, tau: float |
     freedom = max(1, len(t) - design.shape[1])
     total = float(left @ left)
     widening = max(1.0, total / freedom) * _lingering(left)
-    spread = np.asarray(np.linalg.cholesky(widening * np.linalg.inv(design.T @ design)), np.float64)
+    spread = np.linalg.cholesky(widening * np.linalg.inv(design.T @ design))
     num_parameters = design.shape[1] + (tau is not None and tau > 0)
     cost = cost + total + penalty(len(t)) / 2 * num_parameters
-    return _Model(float(times[0]), tau, cost, mean, spread)
+    return _Model(float(times[0]), tau, cost, mean.astype(np.float64), spread.astype(np.float64))
 
 
 def _lingering(left: Floats) -> float:
