@@ -121,7 +121,7 @@ def live(folder: Path, shown: Path, disk: Path) -> None:
 
         def look() -> dict[str, float]:
             before = reader.num_read
-            while reader.num_read < before + 3:  # until the thread has read and told
+            while reader.num_read < before + 2:  # until the thread has read and told
                 time.sleep(0.005)
             return watching.newest
 
@@ -135,7 +135,7 @@ def live(folder: Path, shown: Path, disk: Path) -> None:
         while True:
             stats = look()
             screen[:] = struct.pack("d", stats["memory_used_bytes"] / LIMIT)
-            held.append(touched(max(MIB, int(stats["memory_free_bytes"]) // 8)))
+            held.append(touched(max(2 * MIB, int(stats["memory_free_bytes"]) // 4)))
 
 
 def take(disk: Path) -> Iterator[str]:

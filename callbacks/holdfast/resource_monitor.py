@@ -197,7 +197,7 @@ class ResourceMonitor(BoundaryCallback):
             readers += [WorkerFigures(), DiskFigures(run, self._root), *more]
         settings = (self.interval_s, self.write_every_seconds, self._clock)
         watching = Watching(readers, folder, who, self._thresholds, *settings)
-        if (network := network_of(run.absolute(), self._root)) is not None:
+        if (network := network_of(run.resolve(), self._root)) is not None:
             watching.note(
                 f"{run} is on a network file system ({network}): saves and logs depend on it, and may be slow"
             )
@@ -224,12 +224,15 @@ class ResourceMonitor(BoundaryCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._num_steps = math.inf
-        if not hasattr(pl_module, "progress_fraction"):
-            self._num_steps = float(trainer.estimated_stepping_batches)
-        for loader in flattened(trainer.fit_loop._combined_loader):
-            for _, part in parts(loader):
-                if can_release(part):
-                    self.register(part)
+        try:
+            if not hasattr(pl_module, "progress_fraction"):
+                self._num_steps = float(trainer.estimated_stepping_batches)
+            for loader in flattened(trainer.fit_loop._combined_loader):
+                for _, part in parts(loader):
+                    if can_release(part):
+                        self.register(part)
+        except Exception as error:  # somebody else's property, or what no weak reference can be made of
+            self._started().note(f"not all is known of what this run is made of: {error!r}")
 
     def on_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
         watching = self._watching

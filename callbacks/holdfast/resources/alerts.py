@@ -78,6 +78,16 @@ THRESHOLDS = (
         f"look for what grows; {_MORE_MEMORY}",
     ),
     Threshold(
+        "memory_plan",
+        "memory_expected_share",
+        1.0,
+        0.97,
+        10.0,
+        "{memory_expected_bytes} of memory are in use once what was announced is there, and "
+        "{memory_limit_bytes} may be",
+        _MORE_MEMORY,
+    ),
+    Threshold(
         "memory_pressure",
         "pressure_memory_full",
         0.1,

@@ -57,10 +57,10 @@ def time_to_limit(series: Series, limit: float, resolution: float) -> Forecast:
         limit: in the figure's unit.
         resolution: changes smaller than this are of no interest.
     """
-    times, values, peaks, spans = series
+    times, values, peaks, sizes = series
     if len(times) < _FEWEST or not limit > 0:
         return UNKNOWN
-    noise = noise_of(values, spans, resolution)
+    noise = noise_of(values, sizes, resolution)
     pieces = in_pieces(times, values, noise)
     least = 6 * float(noise[-1])
     survived = _survived(values, peaks, least)
@@ -90,7 +90,7 @@ def _along(times: Floats, tops: Floats, limit: float, resolution: float) -> Fore
     never = Forecast(_NEVER, _NEVER, _NEVER, "saw-teeth")
     if len(times) < _FEWEST:
         return never
-    noise = noise_of(tops, np.zeros(len(tops)), resolution)
+    noise = noise_of(tops, np.ones(len(tops)), resolution)
     pieces = in_pieces(times, tops, noise)
     if pieces.fitted[-1] <= _survived(tops, tops, 6 * float(noise[-1])):
         return never
@@ -165,20 +165,24 @@ def _fit(times: Floats, values: Floats, noise: Floats, cost: float, tau: float |
     scale = max(float(t[-1]), 1e-9)
     design = _basis(t, tau, scale) / noise[:, None]
     target = values / noise
-    solution, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
-    mean: Floats = solution.astype(np.float64)
+    mean, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
     if rank < design.shape[1]:
         return None
     left = target - design @ mean
     freedom = max(1, len(t) - design.shape[1])
     total = float(left @ left)
-    lingering = float(left[1:] @ left[:-1]) / max(total, 1e-300)
-    lingering = min(0.95, max(0.0, lingering))
-    widening = max(1.0, total / freedom) * (1 + lingering) / (1 - lingering)
-    spread: Floats = np.sqrt(widening) * np.linalg.cholesky(np.linalg.inv(design.T @ design))
+    widening = max(1.0, total / freedom) * _lingering(left)
+    spread = np.linalg.cholesky(widening * np.linalg.inv(design.T @ design))
     num_parameters = design.shape[1] + (tau is not None and tau > 0)
     cost = cost + total + penalty(len(t)) / 2 * num_parameters
-    return _Model(float(times[0]), tau, cost, mean, spread)
+    return _Model(float(times[0]), tau, cost, mean.astype(np.float64), spread.astype(np.float64))
+
+
+def _lingering(left: Floats) -> float:
+    """By how much a mean's variance is larger than of independent errors, from neighbours' correlation."""
+    correlation = float(left[1:] @ left[:-1]) / max(float(left @ left), 1e-300)
+    correlation = min(0.95, max(0.0, correlation))
+    return (1 + correlation) / (1 - correlation)
 
 
 def _draw(models: list[_Model], now: float, room: Floats, shape: str | None) -> Forecast:
@@ -216,9 +220,7 @@ def time_to_end(series: Series) -> Forecast:
     edges = np.linspace((times[0] + times[-1]) / 2, times[-1], _NUM_STRETCHES + 1)
     rates = np.diff(np.interp(edges, times, done)) / np.diff(edges)
     rate, left = float(rates.mean()), rates - rates.mean()
-    lingering = float(left[1:] @ left[:-1]) / max(float(left @ left), 1e-300)
-    lingering = min(0.9, max(0.0, lingering))
-    error = float(rates.std(ddof=1)) * np.sqrt((1 + lingering) / (1 - lingering) / _NUM_STRETCHES)
+    error = float(rates.std(ddof=1)) * np.sqrt(_lingering(left) / _NUM_STRETCHES)
     margin = _QUANTILE * float(np.hypot(error, _WANDERING * rate))
     left_over = max(0.0, 1 - float(done[-1]))
     middle, low, high = (

@@ -22,13 +22,13 @@ class Series(NamedTuple):
         times: in which it was measured; of means the middle of their time.
         means: of all samples of that time.
         peaks: the largest of them.
-        spans_s: how long that time was, 0 for single samples.
+        sizes: how many samples each is of; 1 for those of the newest minutes.
     """
 
     times: Floats
     means: Floats
     peaks: Floats
-    spans_s: Floats
+    sizes: Floats
 
 
 class History:
@@ -53,7 +53,7 @@ class History:
             self._names.setdefault(name, len(self._names))
         row = np.full(len(self._names), np.nan)
         row[[self._names[name] for name in figures]] = list(figures.values())
-        entry: _Entry | None = _Entry(at, at, row, row)
+        entry: _Entry | None = _Entry(at, at, 1, row, row)
         for scale in self._scales:
             if entry is None:
                 return
@@ -88,6 +88,7 @@ class History:
 class _Entry(NamedTuple):
     begin: float
     end: float
+    size: int
     means: Floats
     peaks: Floats
 
@@ -95,7 +96,7 @@ class _Entry(NamedTuple):
 def _values(entry: _Entry, column: int) -> tuple[float, float, float, float]:
     is_known = column < len(entry.means)
     mean, peak = (entry.means[column], entry.peaks[column]) if is_known else (np.nan, np.nan)
-    return (entry.begin + entry.end) / 2, mean, peak, entry.end - entry.begin
+    return (entry.begin + entry.end) / 2, mean, peak, entry.size
 
 
 class _Scale:
@@ -123,6 +124,7 @@ class _Scale:
         return _Entry(
             waiting[0].begin,
             waiting[-1].end,
+            sum(each.size for each in waiting),
             _over([each.means for each in waiting], np.nanmean),
             _over([each.peaks for each in waiting], np.nanmax),
         )

@@ -40,7 +40,12 @@ class Journal:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            if self._is_torn and size and os.pread(descriptor, 1, size - 1) != b"\n":
+            if (
+                self._is_torn
+                and size
+                and os.lseek(descriptor, -1, os.SEEK_END)
+                and os.read(descriptor, 1) != b"\n"
+            ):
                 line = b"\n" + line
             self._is_torn = os.write(descriptor, line) < len(line)
         finally:

@@ -35,25 +35,25 @@ def penalty(num_points: int) -> float:
     return _PENALTY * float(np.log(num_points))
 
 
-def noise_of(values: Floats, spans: Floats, floor: float) -> Floats:
-    """Standard deviation of each point around a smooth course, by the time it is a mean of.
+def noise_of(values: Floats, sizes: Floats, floor: float) -> Floats:
+    """Standard deviation of each point around a smooth course, by how many samples it is a mean of.
 
     From second differences over 1, 2 and 4 points, in which straight lines vanish, by their median, which
     jumps do not move. Noise that means do not lessen lingers: points of the next finer scale then say no
     more together than their mean does.
     """
     noise = np.full(len(values), floor)
-    coarser, coarser_span = 0.0, 1.0
-    for span in np.unique(spans)[::-1]:
-        part = values[spans == span]
+    coarser, coarser_size = 0.0, 1.0
+    for size in np.unique(sizes)[::-1]:
+        part = values[sizes == size]
         own = max(
             np.median(np.abs(part[2 * lag :] - 2 * part[lag:-lag] + part[: -2 * lag])) * 1.4826 / np.sqrt(6)
             if len(part) > 4 * lag
             else 0.0
             for lag in (1, 2, 4)
         )
-        noise[spans == span] = max(floor, own, coarser * np.sqrt(coarser_span / (span + 1)))
-        coarser, coarser_span = own, span + 1
+        noise[sizes == size] = max(floor, own, coarser * np.sqrt(coarser_size / size))
+        coarser, coarser_size = own, size
     return noise
 
 

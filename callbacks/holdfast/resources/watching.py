@@ -124,7 +124,9 @@ class Watching:
         figures = self._sampler.sample(now)
         progress = self.progress
         if "memory_used_bytes" in figures:
-            figures["memory_expected_bytes"] = figures["memory_used_bytes"] + progress.memory_to_come_bytes
+            expected = figures["memory_used_bytes"] + progress.memory_to_come_bytes
+            limit = figures["memory_used_bytes"] + figures["memory_free_bytes"]
+            figures |= {"memory_expected_bytes": expected, "memory_expected_share": expected / limit}
         if progress.share is not None:
             figures["progress"] = progress.share
         with self._lock:
@@ -146,15 +148,17 @@ class Watching:
         with self._lock:
             series = {
                 name: self.history.series(name, _POINTS)
-                for name in ("memory_expected_bytes", "disk_free_bytes", "progress")
+                for name in ("memory_expected_bytes", "memory_used_bytes", "disk_free_bytes", "progress")
             }
         newest = self.newest
         found: dict[str, Forecast] = {}
-        if len(series["memory_expected_bytes"].times) and "memory_free_bytes" in newest:
+        if "memory_expected_bytes" in newest:
             free = newest["memory_free_bytes"]
             limit = newest["memory_used_bytes"] + free
-            found["memory"] = time_to_limit(series["memory_expected_bytes"], limit, _resolution(free))
-        if len(series["disk_free_bytes"].times) and "disk_size_bytes" in newest:
+            fits = newest["memory_expected_bytes"] < limit  # else what was announced comes true until then
+            course = series["memory_expected_bytes" if fits else "memory_used_bytes"]
+            found["memory"] = time_to_limit(course, limit, _resolution(free))
+        if "disk_size_bytes" in newest:
             size, left = newest["disk_size_bytes"], series["disk_free_bytes"]
             taken = left._replace(means=size - left.means, peaks=size - left.means)
             found["disk"] = time_to_limit(taken, size, _resolution(newest["disk_free_bytes"]))

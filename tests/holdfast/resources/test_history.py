@@ -17,12 +17,12 @@ def filled(seconds: int, value=lambda t: float(t), **settings) -> History:
 def test_the_newest_samples_are_there_one_by_one():
     series = filled(1000, length=100).series("a")
     assert series.times[-93:].tolist() == series.means[-93:].tolist() == [*range(907, 1000)]
-    assert (series.spans_s[-93:] == 0).all()
+    assert (series.sizes[-93:] == 1).all()
 
 
 def test_before_that_there_are_means_and_peaks_of_equal_stretches():
     series = filled(64, lambda t: t % 8, length=8, factor=8).series("a")
-    coarse = series.spans_s == 7
+    coarse = series.sizes == 8
     assert series.means[coarse].tolist() == [3.5] * 7
     assert series.peaks[coarse].tolist() == [7] * 7
     assert series.times[coarse].tolist() == [8 * n + 3.5 for n in range(7)]
@@ -33,8 +33,8 @@ def test_before_that_there_are_means_and_peaks_of_equal_stretches():
 def test_no_time_is_told_twice_and_none_left_out_but_at_the_oldest_end(seconds):
     series = filled(seconds, lambda t: 1.0, length=16, factor=4, num_scales=6).series("a")
     assert (np.diff(series.times) > 0).all()
-    ends = series.times + series.spans_s / 2
-    begins = series.times - series.spans_s / 2
+    ends = series.times + (series.sizes - 1) / 2
+    begins = series.times - (series.sizes - 1) / 2
     assert (begins[1:] - ends[:-1] <= 1 + 1e-9).all()
     assert begins[0] == 0
 
@@ -47,7 +47,7 @@ def test_memory_stays_bounded_and_means_are_those_of_all_samples():
     assert history.nbytes < 5 * 50 * 2 * 2 * 8 + 1
     series = history.series("a")
     assert series.times[0] < 30_000
-    assert np.average(series.means, weights=series.spans_s + 1) == pytest.approx(0.5, abs=0.02)
+    assert np.average(series.means, weights=series.sizes) == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_figure_that_comes_later_or_goes_has_no_values_where_it_was_not():
@@ -63,6 +63,6 @@ def test_a_figure_that_comes_later_or_goes_has_no_values_where_it_was_not():
 def test_fewer_entries_of_each_scale_can_be_had():
     history = filled(5000, length=100, factor=8)
     series = history.series("a", most=10)
-    assert 3 <= (series.spans_s == 0).sum() <= 10
+    assert 3 <= (series.sizes == 1).sum() <= 10
     assert len(series.times) < 60
     assert (np.diff(series.times) > 0).all()

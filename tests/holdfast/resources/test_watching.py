@@ -63,8 +63,7 @@ def test_a_leak_is_alarming_before_little_is_left_and_asks_for_memory(tmp_path):
     watching, clock = make(machine, tmp_path)
     run(watching, clock, 200, lambda second: machine.use((5 + 0.01 * second) * GIB))
     events = read_lines(tmp_path / "alerts.jsonl")
-    assert [event["kind"] for event in events] == ["memory_forecast"]
-    assert events[0]["state"] == "raised"
+    assert [(event["kind"], event["state"]) for event in events] == [("memory_forecast", "raised")]
     assert events[0]["figures"]["memory_full_at_latest_s"] < 600
     assert "look for what grows" in events[0]["remedy"]
     assert watching.is_release_due
@@ -93,7 +92,9 @@ def test_announced_growth_that_will_not_fit_is_known_at_once():
         watching.progress = Progress(memory_to_come_bytes=int((8 - 0.01 * second) * GIB))
 
     run(watching, clock, 60, fill)
-    assert [*watching.alerts.raised] == ["memory_forecast"]
+    assert [event["kind"] for event in watching.recent] == ["memory_plan", "memory_forecast"]
+    assert "13.0 GiB of memory are in use once what was announced is there" in watching.messages[0]
+    assert watching.forecast()["memory"].seconds == pytest.approx(440, rel=0.1)  # as it fills
 
 
 def test_memory_is_asked_for_again_while_it_stays_critical():
