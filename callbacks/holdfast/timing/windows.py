@@ -21,6 +21,7 @@ ROOT = "loop"
 THROTTLED = "throttled"
 ALWAYS = ("validation", "checkpoint", "logging/loggers")  # rare and long: clocked all the time
 NUM_REFERENCE = 5
+_PAID_WITHIN_S = 5.0  # where steps are dear to look at, a window is shorter
 
 
 class Reader(Protocol):
@@ -86,7 +87,7 @@ class Windows:
     Args:
         clock: is in phase `ROOT` while a window is open; see `ALWAYS` for what it measures otherwise.
         kernel: read at both ends of a window.
-        length: steps of a window.
+        length: steps of a window, of the first and of dear ones fewer.
         every_s: least time between two windows.
         max_cost: share of the time that all windows together may cost.
         num_kept: records kept.
@@ -114,6 +115,7 @@ class Windows:
         self.is_open = False
         self.due = 0  # the step at which the next thing is to do
         self._clock, self._kernel, self._length = clock, kernel, length
+        self._steps = min(2, length)  # of the next window
         self._every_s, self._max_cost, self._probe = every_s, max_cost, probe or probe_cpu
         self.cpu_clock = cpu_clock
         self._last: Mark | None = None
@@ -131,7 +133,7 @@ class Windows:
         self._newest_cost_s, self._probed_s = 0.0, self._probe()
         self._clock.enter(ROOT)
         self._opened = self._mark(step)
-        self.is_open, self.due = True, step + self._length
+        self.is_open, self.due = True, step + self._steps
         self._opening_s = self.cpu_clock() - began
 
     def close(self, step: int) -> Record | None:
@@ -149,6 +151,9 @@ class Windows:
             self.keep(record)
         self._last = mark
         num_calls = mark.num_calls - opened.num_calls
+        if record is not None:
+            step_cost_s = max(1e-9, num_calls * self._clock.pair_cost_s / (step - opened.step))
+            self._steps = max(1, min(self._length, int(_PAID_WITHIN_S * self._max_cost / step_cost_s)))
         self.charge(self._opening_s + self.cpu_clock() - began + num_calls * self._clock.pair_cost_s)
         return record
 

@@ -120,6 +120,19 @@ def test_windows_get_rarer_with_what_they_cost(hands: Any) -> None:
     assert windows.due == 2 + round(300 / 1.5)
 
 
+def test_windows_are_shorter_where_steps_are_dear(hands: Any) -> None:
+    clock, windows = made(hands, length=24, max_cost=0.2)
+    clock.pair_cost_s = 0.05
+    windows.open(0)
+    assert windows.due == 2
+    for _ in range(8):  # four in each step: 0.2 s, of 1 s that five may cost
+        with clock.span("forward"):
+            hands.work(1)
+    windows.close(2)
+    windows.open(10)
+    assert windows.due == 10 + 5 - 1  # and the loop's phase
+
+
 def test_the_first_window_is_no_reference(hands: Any) -> None:
     clock, windows = made(hands)
     for step in range(0, 20, 2):
