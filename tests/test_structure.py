@@ -59,6 +59,8 @@ HOLDFAST_PARTS = {
     "triggers": "",
     "exact": "around storage",
     "boundary": "around exact",
+    "scaling": "exact storage",
+    "auto_scaler": "around boundary scaling",
     "saving": "around boundary exact storage triggers",
     "checkpoint": "boundary saving storage",
     "ending": "storage triggers",
@@ -85,6 +87,7 @@ HOLDFAST_FILES = {
     "triggers": "reason watch pace growth cgroups numerics slurm signals deadline preemption memory disk"
     " __init__",
     "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
+    "scaling": "__init__ knob climb cache ordinary",
     "saving": "__init__ environment capture save schedule standing save_costs",
 }
 TABLES = [(PERDQN, PERDQN_PARTS, PERDQN_FILES), (HOLDFAST, HOLDFAST_PARTS, HOLDFAST_FILES)]

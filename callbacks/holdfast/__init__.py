@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auto_scaler import AutoScaler
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
     from .recovery import ErrorRecovery
 
 _HOMES = {
+    "AutoScaler": "auto_scaler",
     "BoundaryCallback": "boundary",
     "EmergencyCheckpoint": "emergency",
     "ErrorRecovery": "recovery",
@@ -21,6 +23,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoScaler",
     "BoundaryCallback",
     "EmergencyCheckpoint",
     "ErrorRecovery",
