@@ -200,8 +200,8 @@ class RunCLI(LightningCLI):
     @property
     def _wants_calibration(self) -> bool:
         wanted = "always" if self.config.get("calibrate") else self.config.preflight
-        is_wanted = wanted == "always" or (wanted == "auto" and is_long(self.settings))
-        return is_wanted and not self.config.trainer.fast_dev_run
+        is_delayed_little = wanted == "auto" and self.command == "fit" and is_long(self.settings)
+        return (wanted == "always" or is_delayed_little) and not self.config.trainer.fast_dev_run
 
     def _calibrate(self, folder: Path) -> Calibration | None:
         given = {name: self.config_dump["trainer"][name] for name in ("accelerator", "devices", "precision")}

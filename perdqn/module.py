@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from holdfast.advising.rule import Adaptable, Rule
 from holdfast.exact.rng import get_global_rng, set_global_rng
+from holdfast.scaling.knob import Knob
 from holdfast.storage.parts import PartStore, load_parts, saving_parts
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -58,6 +59,7 @@ for _message in ("You are using the `dataloader_iter` step", "Found `dataloader_
 
 STATE_KEY = "perdqn"  # our entry in a Lightning checkpoint
 STATE_VERSION = 1
+_LARGEST_GROUP = 64  # updates between two boundaries, where a signal is answered
 
 
 class PERDQN(LightningModule):
@@ -451,6 +453,20 @@ class PERDQN(LightningModule):
         """A second thread only pays for large images; for small networks a stalled one costs dearly."""
         images = [column for column in self.spec.columns if len(column.shape) > 1]
         return torch.get_num_threads() if any(min(c.shape[:2]) >= 36 for c in images) else 1
+
+    def scalable_settings(self) -> dict[str, Knob]:
+        """What holdfast's AutoScaler may set: groups of updates cost otherwise, and train the same bits."""
+        learner = self.config.learner
+        most = max(_LARGEST_GROUP, learner.updates_per_step)
+        grouped = Knob(
+            lambda: learner.updates_per_step,
+            lambda value: setattr(learner, "updates_per_step", value),
+            low=1,
+            high=most,
+            keeps_result=True,
+            progress=lambda: self.update_steps,
+        )
+        return {"learner.updates_per_step": grouped}
 
     def on_fit_end(self) -> None:
         torch.set_num_threads(self._threads_before)

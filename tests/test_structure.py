@@ -69,6 +69,8 @@ HOLDFAST_PARTS = {
     "triggers": "resources",
     "exact": "around storage",
     "boundary": "around exact",
+    "scaling": "exact storage",
+    "auto_scaler": "around boundary scaling",
     "timing": "advising exact",
     "performance_monitor": "around boundary timing",
     "saving": "around boundary exact storage triggers",
@@ -105,6 +107,7 @@ HOLDFAST_FILES = {
     " history pieces forecast alerts heap release journal watching",
     "triggers": "reason watch pace growth numerics slurm signals deadline preemption memory disk __init__",
     "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
+    "scaling": "__init__ knob climb cache ordinary",
     "timing": "__init__ sketch clock clocked kernel actions profiler windows bottlenecks interventions"
     " layers report",
     "saving": "__init__ environment capture save schedule standing save_costs",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .advising.tuner import HyperparameterTuner
+    from .auto_scaler import AutoScaler
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .tuning_advisor import TuningAdvisor
 
 _HOMES = {
+    "AutoScaler": "auto_scaler",
     "BoundaryCallback": "boundary",
     "EmergencyCheckpoint": "emergency",
     "ErrorRecovery": "recovery",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoScaler",
     "BoundaryCallback",
     "EmergencyCheckpoint",
     "ErrorRecovery",
