@@ -71,6 +71,14 @@ def test_bottlenecks_are_injected_named_and_scored(tmp_path: Path) -> None:
     assert sum(found["confusion"]["data"].values()) == 1
 
 
+def test_general_rules_are_scored_case_by_case(tmp_path: Path) -> None:
+    options = ["dev", "--only", "learning rate"]
+    scored = run_quickly("observability/general_rules.py", tmp_path / "g.json", *options)["dev"]
+    assert [row["case"] for row in scored["rows"]] == ["learning rate x100", "learning rate /1000"]
+    assert scored["faults named"]["of"] == 2
+    assert "dead_units" in scored["rows"][0]["standing"]  # what so large steps do to ReLUs
+
+
 def test_a_side_that_is_not_there_is_refused_by_name() -> None:
     command = [sys.executable, str(BENCHMARKS / "replay.py"), "--sides", "nobody"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -13,7 +13,7 @@ from .rule import Rule
 from .signals import Signals
 from .threshold import Threshold
 
-KARPATHY = "A. Karpathy: updates of about 1e-3 of the weights; a factor of 30 around that was chosen here"
+KARPATHY = "A. Karpathy: updates of about 1e-3 of the weights; 30 times and a tenth of that were chosen here"
 MANN = "Mann-Kendall trend test, Z beyond 3.3 is one in 2,000"
 
 _UNTOUCHED = "newest(learning_rate) > 0.3 * setting(learning_rate)"  # no schedule has lowered it
@@ -80,7 +80,7 @@ THRESHOLDS = (
     Threshold(
         name="updates_too_small",
         when=[
-            "median(update_ratio) < 3e-5",
+            "median(update_ratio) < 1e-4",
             "newest(loss_start) - median(loss) < noise(loss)",
             "median(grad_norm) > 0",
             "median(dead_units) < 0.5",
@@ -100,7 +100,7 @@ THRESHOLDS = (
         priority="medium",
         message="{0:.0%} of losses stand out of those around them; lower the learning rate, or clip "
         "gradients.",
-        source="8 noise deviations above the running median, a third of the first loss; shares chosen here",
+        source="8 noise deviations above those beside it, a third of the first loss; shares chosen here",
         setting="learning_rate",
         propose="value / 3",
         expected="A smoother and lower loss.",

@@ -71,20 +71,26 @@ def noise(x: np.ndarray) -> float:
 
 
 def spikes(x: np.ndarray) -> float:
-    """Share of samples that lie 8 of `noise` above the median of the 9 around them."""
-    spread = noise(x)
-    return float(np.mean(x - _around(x) > 8 * spread)) if spread else NAN
+    """Share of samples that lie 8 of `noise` above those before and above those after."""
+    spread, inner = noise(x), x[_SIDE:-_SIDE]
+    return float(np.mean(inner - _beside(x) > 8 * spread)) if len(inner) and spread else NAN
 
 
 def tail(x: np.ndarray) -> float:
-    """The 98th percentile of samples over the median of the 9 around each; a slow decay does not count."""
-    around = _around(x)
-    return float(np.quantile(x / around, 0.98)) if len(x) >= 9 and bool((around > 0).all()) else NAN
+    """The 98th percentile of samples over those before or after, whichever are larger."""
+    inner, beside = x[_SIDE:-_SIDE], _beside(x)
+    return float(np.quantile(inner / beside, 0.98)) if len(inner) and bool((beside > 0).all()) else NAN
 
 
-def _around(x: np.ndarray) -> np.ndarray:
-    padded = np.pad(x, 4, mode="reflect") if len(x) > 4 else np.full(len(x) + 8, np.median(x))
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 9), axis=1)
+_SIDE = 4  # samples on either side; a decay, however steep, is not above those before it
+
+
+def _beside(x: np.ndarray) -> np.ndarray:
+    """For all but the outermost: the larger of the medians of the 4 before and the 4 after."""
+    if len(x) <= 2 * _SIDE:
+        return np.empty(0)
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(x, _SIDE), axis=1)
+    return np.maximum(medians[: -_SIDE - 1], medians[_SIDE + 1 :])
 
 
 def quantile(share: float) -> Statistic:

@@ -69,16 +69,8 @@ class HyperparameterTuner:
                 signals.add(step, {str(each): value for each in known})
             if name.rpartition(".")[2] in _SETTINGS and history:
                 signals.settings.setdefault(name, history[-1])
-        self._note_not_finite(signals, histories)
+        _derive(signals, {name: history for name, history in histories.items() if history})
         return signals
-
-    def _note_not_finite(self, signals: Signals, histories: Mapping[str, list[float] | None]) -> None:
-        for name, history in histories.items():
-            if history and figure_of(name) in ("loss", "grad_norm"):
-                for step, value in enumerate(history):
-                    signals.add(step, {"non_finite": float(not np.isfinite(value))})
-            if history and figure_of(name) in ("loss", "grad_norm") and len(history) >= 20:
-                signals.add(0, {f"{figure_of(name)}_start": float(np.median(history[:10]))})
 
     @property
     def _known(self) -> set[str]:
@@ -92,6 +84,19 @@ _SETTINGS = {word for name, words in SETTINGS.items() for word in (name, *words.
 def merge(rules: Sequence[Rule], others: Iterable[Rule]) -> list[Rule]:
     """All of them; of two with one name the later."""
     return list({rule.name: rule for rule in (*rules, *others)}.values())
+
+
+def _derive(signals: Signals, histories: Mapping[str, list[float]]) -> None:
+    """What `Vitals` would have measured beside them."""
+    watched = {
+        name: history for name, history in histories.items() if figure_of(name) in ("loss", "grad_norm")
+    }
+    for name, history in watched.items():
+        if len(history) >= 20:
+            signals.add(0, {f"{figure_of(name)}_start": float(np.median(history[:10]))})
+    for back in range(max(map(len, watched.values()), default=0), 0, -1):
+        newest = [history[-back] for history in watched.values() if len(history) >= back]
+        signals.add(-back, {"non_finite": float(not np.isfinite(newest).all())})
 
 
 def _eager(rule: Rule) -> Rule:

@@ -50,7 +50,8 @@ def test_what_is_not_understood_is_noted() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, [1.0, math.nan]])
 def test_a_loss_that_is_not_finite_is_named(value: object) -> None:
-    (found,) = HyperparameterTuner().get_tuning_recommendations({"train/loss": value})
+    metrics = {"train/loss": value, "grad_norm": [1.0] * 50}
+    (found,) = HyperparameterTuner().get_tuning_recommendations(metrics)
     assert (found["rule"], found["priority"]) == ("not_finite", "critical")
 
 
