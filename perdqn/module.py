@@ -185,6 +185,26 @@ class PERDQN(LightningModule):
         return self.env_steps
 
     @property
+    def progress_fraction(self) -> float:
+        """How much of the budget is spent, 0 to 1; for whoever foretells the end."""
+        if self.config.total_env_steps is not None:
+            return min(1.0, self.env_steps / self.config.total_env_steps)
+        assert self.config.total_episodes is not None
+        return min(1.0, self.episodes / self.config.total_episodes)
+
+    @property
+    def memory_to_come_bytes(self) -> int:
+        """What the replay will still take as it fills."""
+        return self.memory.bytes_to_come
+
+    def release_memory(self) -> int:
+        """Give back what the replay holds to be faster; returns by how many bytes the process shrank.
+
+        Batches, and with them every bit of training, stay the same.
+        """
+        return self.memory.release_memory(caches=True)
+
+    @property
     def episodes(self) -> int:
         """Finished training episodes."""
         return self.experience.episodes

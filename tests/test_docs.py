@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from holdfast.resources.alerts import THRESHOLDS
+from holdfast.resources.cpu import CpuFigures
+from holdfast.resources.disk import DiskFigures
+from holdfast.resources.memory import MemoryFigures
+from holdfast.resources.process import ProcessFigures, WorkerFigures
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from packaging.requirements import Requirement
@@ -127,6 +132,17 @@ def test_every_figure_of_the_summary_is_documented_and_no_other(tmp_path: Path) 
     assert main(["fit", "--config", str(settings), "--trainer.default_root_dir", str(tmp_path)]) == 0
     (summary,) = tmp_path.glob("lightning_logs/*/summary.json")
     assert json.loads(summary.read_text()).keys() == documented("summary.json")
+
+
+def test_every_figure_of_the_machine_is_documented() -> None:
+    readers = [MemoryFigures(), CpuFigures(), ProcessFigures(), WorkerFigures(), DiskFigures(ROOT)]
+    found = {name for now in (0.0, 1.0) for reader in readers for name in reader.read(now)}
+    assert found <= documented("Resources")
+    foretold = {f"{name}_in_s" for name in ("memory_full", "disk_full", "end")}
+    assert {"memory_share", "rss_bytes", *foretold} <= documented("Resources")
+    shown = {threshold.figure.replace("_at_latest_", "_in_") for threshold in THRESHOLDS}
+    pressures = {name for name in shown if name.startswith("pressure_")}
+    assert shown - pressures <= documented("Resources")
 
 
 def test_every_dependency_is_listed_with_its_reason() -> None:

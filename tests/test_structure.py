@@ -54,16 +54,18 @@ HOLDFAST_PARTS = {
     "around": "",
     "advising": "",
     "storage": "",
-    "triggers": "",
+    "resources": "",
+    "triggers": "resources",
     "exact": "around storage",
     "boundary": "around exact",
     "saving": "around boundary exact storage triggers",
     "checkpoint": "boundary saving storage",
     "ending": "storage triggers",
-    "attempts": "",
+    "attempts": "resources",
     "flaky_loggers": "exact",
-    "emergency": "around attempts boundary checkpoint ending saving storage triggers",
-    "recovery": "around attempts boundary flaky_loggers saving storage",
+    "emergency": "around boundary checkpoint ending resources saving storage triggers",
+    "recovery": "around attempts boundary flaky_loggers resources saving storage",
+    "resource_monitor": "boundary exact resources",
     "holdfast": "",  # imported when asked for
 }
 
@@ -80,8 +82,9 @@ PERDQN_FILES = {
 HOLDFAST_FILES = {
     "advising": "__init__ advice signals rule",
     "storage": "__init__ durable manifest generations parts lock",
-    "triggers": "reason watch pace growth cgroups numerics slurm signals deadline preemption memory disk"
-    " __init__",
+    "resources": "__init__ kernel_file reader cgroups pressure memory cpu process disk accelerator sampler"
+    " history pieces forecast alerts heap release journal watching",
+    "triggers": "reason watch pace growth numerics slurm signals deadline preemption memory disk __init__",
     "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
     "saving": "__init__ environment capture save schedule standing save_costs",
 }

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
     from .recovery import ErrorRecovery
+    from .resource_monitor import ResourceMonitor
 
 _HOMES = {
     "BoundaryCallback": "boundary",
     "EmergencyCheckpoint": "emergency",
     "ErrorRecovery": "recovery",
+    "ResourceMonitor": "resource_monitor",
     "VerifiedCheckpoint": "checkpoint",
 }
 
@@ -24,6 +26,7 @@ __all__ = [
     "BoundaryCallback",
     "EmergencyCheckpoint",
     "ErrorRecovery",
+    "ResourceMonitor",
     "VerifiedCheckpoint",
 ]
 

@@ -19,9 +19,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from .around import around
-from .attempts import Attempts, are_finite, free_memory, is_out_of_memory
+from .attempts import Attempts, are_finite, is_out_of_memory
 from .boundary import BoundaryCallback, StopRun
 from .flaky_loggers import LoggerGuard
+from .resources.release import free_memory
 from .saving.save import run_of
 from .storage.generations import Generation, GenerationFolder
 

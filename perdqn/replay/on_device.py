@@ -359,9 +359,9 @@ class OnDeviceReplay(PrioritizedReplay):
         tree = self._leaves.nbytes if self._is_there else 0
         return {**super().get_memory_usage(), "device_bytes": sum(each.nbytes for each in tensors) + tree}
 
-    def release_memory(self) -> int:
+    def release_memory(self, caches: bool = False) -> int:
         self._newest_there = None
-        return super().release_memory()
+        return super().release_memory(caches)
 
     def state_dict(self, include_leaves: bool = True) -> dict[str, Any]:
         self._fetch()

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from holdfast.resources.heap import trim_heap
 from holdfast.storage.generations import File
 from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
 from perdqn.replay import passes
 from perdqn.replay.journal import FASTEST, read_rows, write_rows
-from perdqn.replay.memory import memory, trim_heap
+from perdqn.replay.memory import memory
 from perdqn.replay.rows import (
     FINAL,
     Appended,
@@ -523,11 +524,22 @@ class PrioritizedReplay:
             "alert": used > self.memory_alert_fraction * limit,
         }
 
-    def release_memory(self) -> int:
-        """Hand memory that is not in use back to the system; returns by how many bytes the process shrank."""
+    @property
+    def bytes_to_come(self) -> int:
+        """Bytes that will still be taken until the replay is full."""
+        reserved = self._priorities.nbytes + self._measured.nbytes + self._tree.nbytes
+        untouched = int((1 - len(self.rows) / self.capacity) * reserved)
+        return untouched + self.rows.untouched_bytes + self.rows.bytes_to_come
+
+    def release_memory(self, caches: bool = False) -> int:
+        """Hand memory that is not in use back to the system; returns by how many bytes the process shrank.
+
+        Args:
+            caches: also give up, for good, what only saves time: frames kept decompressed.
+        """
         before = psutil.Process().memory_info().rss
         self._newest_batch = None
-        self.rows.release_memory()
+        self.rows.release_memory(caches)
         gc.collect()
         trim_heap()
         return max(0, before - psutil.Process().memory_info().rss)
