@@ -159,6 +159,15 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         self.episodes += 1
         self._on_episode(total, length)
 
+    def timed_methods(self) -> list[tuple[Any, str, str]]:
+        """Owner, method and phase of what a fetch consists of."""
+        return [
+            (self, "fetch", "replay/what is owed"),
+            (self._replay, "add", "replay/add"),
+            (self._replay, "sample", "replay/sample"),
+            *([] if self._actor is None else self._actor.timed_methods()),
+        ]
+
     def close(self) -> None:
         """Close the environments; acting again continues where it stopped."""
         if self._environments is not None:

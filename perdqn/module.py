@@ -694,6 +694,28 @@ class PERDQN(LightningModule):
 
     # -- diagnosis and handover ------------------------------------------------------------------
 
+    def timed_methods(self) -> list[tuple[Any, str, str]]:
+        """Where a step's own time goes; part of holdfast's `TellsItsPhases`."""
+        whole = "forward/forward, backward, optimiser as one graph"
+        compiled = [
+            (self._compiled, "start", whole),
+            (self._compiled, "finish", "forward/waiting for the graph"),
+        ]
+        return [
+            *(compiled if self.backend == "compiled" else ()),
+            (self, "training_step", "loop/groups of updates"),
+            *self.experience.timed_methods(),
+            (self.memory, "update_priorities", "replay/priority update"),
+            (self, "to_device", "transfer/transfer"),
+            (self, "_update", "forward/one update's own"),
+            (self, "_act_ahead", "acting/acting ahead"),
+            (self, "_step_eagerly", "forward/forward"),
+            (self, "manual_backward", "backward/backward"),
+            (self.trainer.strategy, "optimizer_step", "optimiser/optimiser"),
+            (self, "_update_target", "optimiser/target network"),
+            (self, "_log", "logging/logging"),
+        ]
+
     def get_training_diagnostics(self) -> dict[str, Any]:
         """Progress, replay, Q-values, TD errors, gradients, schedules, device; see `training_diagnostics`."""
         return training_diagnostics(self)

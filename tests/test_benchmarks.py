@@ -63,6 +63,14 @@ def test_what_measures_ourselves_runs(script: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(BENCHMARKS / script), "--quick", *options], check=True, cwd=tmp_path)
 
 
+def test_bottlenecks_are_injected_named_and_scored(tmp_path: Path) -> None:
+    found = run_quickly("observability/bottlenecks.py", tmp_path / "b.json")
+    (run,) = found["each"]
+    assert (run["kind"], found["runs"], found["healthy_runs"]) == ("data", 1, 1)
+    assert run["measured"] > 1.2  # half of the step is injected
+    assert sum(found["confusion"]["data"].values()) == 1
+
+
 def test_a_side_that_is_not_there_is_refused_by_name() -> None:
     command = [sys.executable, str(BENCHMARKS / "replay.py"), "--sides", "nobody"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -19,6 +19,7 @@ from holdfast.resources.cpu import CpuFigures
 from holdfast.resources.disk import DiskFigures
 from holdfast.resources.memory import MemoryFigures
 from holdfast.resources.process import ProcessFigures, WorkerFigures
+from holdfast import PerformanceMonitor
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from packaging.requirements import Requirement
@@ -108,6 +109,23 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> set[str]:
 def test_every_logged_metric_is_documented_and_no_other(run: Run) -> None:
     assert run.logged == documented("Logged")
     assert run.model.latest.keys() == run.logged
+
+
+def test_every_share_of_the_time_is_documented_and_no_other(tmp_path: Path) -> None:
+    logger, monitor = Recording(), PerformanceMonitor(window_steps=1, every_s=1e-6, max_cost=0.99)
+    model = PERDQN(**TINY)
+    Trainer(
+        logger=logger,
+        callbacks=[monitor],
+        enable_checkpointing=False,
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        **QUIET,
+    ).fit(model)
+    assert {key for key in logger.keys if key.startswith("time/phase_")} == documented(
+        "With PerformanceMonitor"
+    )
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:

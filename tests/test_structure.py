@@ -58,6 +58,8 @@ HOLDFAST_PARTS = {
     "triggers": "resources",
     "exact": "around storage",
     "boundary": "around exact",
+    "timing": "advising exact",
+    "performance_monitor": "around boundary timing",
     "saving": "around boundary exact storage triggers",
     "checkpoint": "boundary saving storage",
     "ending": "storage triggers",
@@ -86,6 +88,8 @@ HOLDFAST_FILES = {
     " history pieces forecast alerts heap release journal watching",
     "triggers": "reason watch pace growth numerics slurm signals deadline preemption memory disk __init__",
     "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
+    "timing": "__init__ sketch clock clocked kernel actions profiler windows bottlenecks interventions layers"
+    " report",
     "saving": "__init__ environment capture save schedule standing save_costs",
 }
 TABLES = [(PERDQN, PERDQN_PARTS, PERDQN_FILES), (HOLDFAST, HOLDFAST_PARTS, HOLDFAST_FILES)]

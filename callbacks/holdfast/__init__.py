@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
+    from .performance_monitor import PerformanceMonitor
     from .recovery import ErrorRecovery
     from .resource_monitor import ResourceMonitor
 
@@ -19,6 +20,7 @@ _HOMES = {
     "EmergencyCheckpoint": "emergency",
     "ErrorRecovery": "recovery",
     "ResourceMonitor": "resource_monitor",
+    "PerformanceMonitor": "performance_monitor",
     "VerifiedCheckpoint": "checkpoint",
 }
 
@@ -27,6 +29,7 @@ __all__ = [
     "EmergencyCheckpoint",
     "ErrorRecovery",
     "ResourceMonitor",
+    "PerformanceMonitor",
     "VerifiedCheckpoint",
 ]
 

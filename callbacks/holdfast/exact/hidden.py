@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sized
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,10 @@ def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
         for key, parameter in owner.named_parameters(recurse=False):
             yield f"requires_grad:{key}", parameter.requires_grad
     for key, value in list(vars(owner).items()):
-        if key not in internals and not isinstance(value, Generator):
+        is_clocked = isinstance(value, partial) and hasattr(
+            type(owner), key
+        )  # somebody stands around a method
+        if key not in internals and not isinstance(value, Generator) and not is_clocked:
             yield key, value
 
 
