@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from holdfast.advising.rule import Adaptable, Rule
 from holdfast.exact.rng import get_global_rng, set_global_rng
 from holdfast.storage.parts import PartStore, load_parts, saving_parts
 from lightning.pytorch import LightningModule
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns
+from perdqn.advice.rules import RULES
+from perdqn.advice.settings import adaptable_settings, settings_of
 from perdqn.backend import COMPILES, GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
 from perdqn.config import (
     ClassSpec,
@@ -41,6 +44,7 @@ from perdqn.diagnostics import Evaluation, training_diagnostics
 from perdqn.evaluation import EpisodeIndex, Evaluator, RecentEpisodes
 from perdqn.experience import PrioritizedReplayDataset
 from perdqn.handover import fill_optimizer, load_model, save_model
+from perdqn.health import Health
 from perdqn.learning.greedy import GreedyPolicy
 from perdqn.learning.networks import build_network
 from perdqn.learning.objective import Figures, Report, eager_report, objective
@@ -80,6 +84,14 @@ class PERDQN(LightningModule):
     saves_own_state = True
     holdfast_counters = ("env_steps", "update_steps", "episodes")
 
+    # what holdfast's TuningAdvisor asks of any run and values do not fit: a TD loss may rise while all is
+    # well, and of the others there are rules of our own
+    advice_ignores = (
+        *("loss_diverging", "loss_above_start", "loss_spikes", "overfitting", "weights_grow", "dead_units"),
+        *("updates_too_large", "updates_too_small", "batch_too_small", "mostly_clipped", "grad_norm_tails"),
+        *("gradients_explode", "gradients_explode_towards_the_input"),
+    )
+
     def __init__(
         self,
         env: EnvConfig = EnvConfig(),  # noqa: B008 - the command line shows these defaults; never mutated
@@ -118,6 +130,7 @@ class PERDQN(LightningModule):
             self.online = self._build_network()
             self.target = self._build_network().requires_grad_(False)
         self.target.load_state_dict(self.online.state_dict())
+        self._health = Health(self)
         self._noise = torch.Generator().manual_seed(seed)
         self._evaluation_noise = torch.Generator().manual_seed(seed)
         self._policy = GreedyPolicy(self.online)
@@ -141,6 +154,7 @@ class PERDQN(LightningModule):
         self.backend: str | None = None  # likewise: eager or compiled
         self._compiled: Any = None  # a CompiledStep
         self.update_watch: Any = None  # set by holdfast's ErrorRecovery
+        self.metrics_watch: Callable[[dict[str, float]], None] | None = None  # set by its TuningAdvisor
         self._threads_before = torch.get_num_threads()
         self._global_rng: dict[str, Any] | None = None
         self._changed_in_optimizer: dict[str, tuple[float, float]] = {}  # saved, and now
@@ -573,7 +587,7 @@ class PERDQN(LightningModule):
         named = {f"{prefix}/{names.get(key, key)}": float(value) for key, value in statistics.items()}
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_dict(named, logger=False)  # for callbacks that monitor them
-            self._log(named)
+            self._log({**named, **self._health.look(self)})
         else:
             self.log_dict({**named, "step": float(self.env_steps)})  # for what validate and test return
             self.latest.update(named)
@@ -584,6 +598,8 @@ class PERDQN(LightningModule):
     def _log(self, metrics: dict[str, float]) -> None:
         """Hand metrics to every logger, against env steps."""
         self.latest.update(metrics)
+        if self.metrics_watch is not None:
+            self.metrics_watch(metrics)
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.env_steps)
 
@@ -610,6 +626,8 @@ class PERDQN(LightningModule):
         if episodes["num_episodes"]:
             metrics["rollout/return_mean"] = episodes["mean"]
             metrics["rollout/length_mean"] = episodes["length_mean"]
+        if self._health.is_due(self.update_steps):
+            metrics |= self._health.look(self)
         self._log(metrics)
 
     # -- state -----------------------------------------------------------------------------------
@@ -633,6 +651,7 @@ class PERDQN(LightningModule):
             state["backend"] = self.backend
             state["noise"] = self._noise.get_state()
             state["global_rng"] = get_global_rng()
+            state["health"] = self._health.state_dict()
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -667,6 +686,8 @@ class PERDQN(LightningModule):
             self.backend = state.get("backend", "eager")
             self._noise.set_state(state["noise"])
             self._global_rng = state["global_rng"]
+            if "health" in state:
+                self._health.load_state_dict(state["health"])
             return
         self.experience.restart(state["env_steps"], state["episodes"])
         if is_fitting:
@@ -691,6 +712,24 @@ class PERDQN(LightningModule):
     def load_parts(self, store: PartStore, entry: dict[str, Any]) -> None:
         """Read the replay back."""
         self.memory.load_parts(store, entry)
+
+    # -- advice ----------------------------------------------------------------------------------
+
+    def advice_rules(self) -> Sequence[Rule]:
+        """Those of value-based learning; docs/advice.md."""
+        return RULES
+
+    def advice_signals(self) -> dict[str, float]:
+        """What was logged last, health included; nothing where `metrics_watch` has heard of it."""
+        return {} if self.metrics_watch is not None else dict(self.latest)
+
+    def advice_settings(self) -> dict[str, Any]:
+        """Its settings, as ``model.learner.gamma``."""
+        return settings_of(self)
+
+    def adaptable_settings(self) -> dict[str, Adaptable]:
+        """Those that may change while the run goes on."""
+        return adaptable_settings(self)
 
     # -- diagnosis and handover ------------------------------------------------------------------
 

@@ -131,3 +131,18 @@ def test_gpu_runs_without_one_and_tells_whether_the_replays_agree(tmp_path: Path
     rates = {name: side["updates_per_second"]["median"] for name, side in result["sides"].items()}
     assert set(rates) == {"perdqn-host-eager-fp32", "perdqn-device-eager-fp32"}
     assert min(rates.values()) > 0
+
+
+def test_faults_put_into_runs_are_judged_and_not_run_again(tmp_path: Path) -> None:
+    script = str(BENCHMARKS / "observability" / "faults.py")
+    command = [sys.executable, "-W", "ignore", script, "--quick", "--out", str(tmp_path / "f.jsonl")]
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    lines = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
+    assert [line["key"].split(" | ")[0] for line in lines] == [
+        "beta left at 0",
+        "learning rate low",
+        "healthy",
+    ]
+    assert "| beta left at 0 | 1/1 | beta_low 1" in done.stdout
+    again = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stdout.strip() == done.stdout[done.stdout.index("2 of 2") :].strip()

@@ -41,9 +41,15 @@ PERDQN_PARTS = {
     "recording": "acting config transition",
     "run": "acting recording",
     "diagnostics": "",
+    "probe": "",
+    "diagnostics": "probe",
+    "formulas": "",
+    "health": "formulas probe replay",
+    "advice": "config",
     "fingerprint": "schedules",
     "handover": "acting archive transition",
-    "module": "acting backend config diagnostics evaluation experience handover learning replay transition",
+    "module": "acting advice backend config diagnostics evaluation experience handover health learning replay"
+    " transition",
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
@@ -52,7 +58,8 @@ PERDQN_PARTS = {
 }
 HOLDFAST_PARTS = {
     "around": "",
-    "advising": "",
+    "learning_rates": "",
+    "advising": "learning_rates",
     "storage": "",
     "resources": "",
     "triggers": "resources",
@@ -68,12 +75,16 @@ HOLDFAST_PARTS = {
     "emergency": "around boundary checkpoint ending resources saving storage triggers",
     "recovery": "around attempts boundary flaky_loggers resources saving storage",
     "resource_monitor": "boundary exact resources",
+    "emergency": "around attempts boundary checkpoint ending saving storage triggers",
+    "recovery": "around attempts boundary flaky_loggers learning_rates saving storage",
+    "tuning_advisor": "advising around boundary",
     "holdfast": "",  # imported when asked for
 }
 
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
+    "advice": "rule rules settings metrics __init__",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
@@ -82,7 +93,8 @@ PERDQN_FILES = {
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
-    "advising": "__init__ advice signals rule",
+    "advising": "__init__ advice signals rule statistics names expression threshold general tuner standing"
+    " adapting diary vitals run_settings",
     "storage": "__init__ durable manifest generations parts lock",
     "resources": "__init__ kernel_file reader cgroups pressure memory cpu process disk accelerator sampler"
     " history pieces forecast alerts heap release journal watching",

@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advising.tuner import HyperparameterTuner
     from .boundary import BoundaryCallback
     from .checkpoint import VerifiedCheckpoint
     from .emergency import EmergencyCheckpoint
     from .performance_monitor import PerformanceMonitor
     from .recovery import ErrorRecovery
     from .resource_monitor import ResourceMonitor
+    from .tuning_advisor import TuningAdvisor
 
 _HOMES = {
     "BoundaryCallback": "boundary",
@@ -21,6 +23,8 @@ _HOMES = {
     "ErrorRecovery": "recovery",
     "ResourceMonitor": "resource_monitor",
     "PerformanceMonitor": "performance_monitor",
+    "HyperparameterTuner": "advising.tuner",
+    "TuningAdvisor": "tuning_advisor",
     "VerifiedCheckpoint": "checkpoint",
 }
 
@@ -30,6 +34,8 @@ __all__ = [
     "ErrorRecovery",
     "ResourceMonitor",
     "PerformanceMonitor",
+    "HyperparameterTuner",
+    "TuningAdvisor",
     "VerifiedCheckpoint",
 ]
 

@@ -347,6 +347,12 @@ class OnDeviceReplay(PrioritizedReplay):
         self._fetch()
         return super().get_performance_stats()
 
+    def priorities_of(self, ids: Ints) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        self._catch_up()
+        slots = self._copy(self.rows.slots(ids))
+        priorities, measured = (self._tensors[name][slots].cpu() for name in ("priorities", "measured"))
+        return priorities.numpy(), measured.numpy()
+
     def newest_batch_stats(self) -> dict[str, float]:
         if self._newest_there is not None:
             ids, weights = self._newest_there

@@ -486,6 +486,11 @@ class PrioritizedReplay:
             "memory_usage": self.get_memory_usage(),
         }
 
+    def priorities_of(self, ids: Ints) -> tuple[Array, NDArray[np.bool_]]:
+        """Stored priorities, before the exponent, of live rows, and whether each was ever measured [n]."""
+        slots = self.rows.slots(ids)
+        return self._priorities[slots], self._measured[slots]
+
     def newest_batch_stats(self) -> dict[str, float]:
         """Cheap figures of the batch drawn last: mean weight, its effective size, mean age in rows."""
         if self._newest_batch is None:
