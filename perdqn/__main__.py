@@ -13,6 +13,7 @@ COMMANDS = {
     "resume": "go on where a run stopped (default: the newest run), or fork it",
     "verify": "check a run's saved states: what is whole, damaged or left over",
     "fingerprint": "SHA-256 of each part of a run's state; compare two",
+    "report": "one page and JSON on how a run is doing, or several side by side",
     "validate": "evaluate a checkpoint on the episodes it was chosen by",
     "test": "evaluate a checkpoint on episodes never used to choose anything",
     "check": "look for faults in the settings, without training",

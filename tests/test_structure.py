@@ -31,6 +31,8 @@ PERDQN_PARTS = {
     "arguments": "config",
     "class_path": "config",
     "faults": "config",
+    "run": "",
+    "reporting": "config run",
     "replay": "jit transition",
     "learning": "class_path config jit transition",
     "acting": "class_path config replay transition",
@@ -53,7 +55,8 @@ PERDQN_PARTS = {
     "perdqn": "module",  # perdqn/__init__.py
     "assembly": "acting arguments config faults learning module replay run transition",
     "completion": "acting assembly",
-    "cli": "acting archive assembly completion config fingerprint handover module recording run shipped",
+    "cli": "acting archive assembly completion config fingerprint handover module recording reporting run"
+    " shipped",
     "__main__": "cli perdqn",
 }
 HOLDFAST_PARTS = {
@@ -86,10 +89,13 @@ PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
     "advice": "rule rules settings metrics __init__",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint reading __init__",
+    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint report reading"
+    " __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
     "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames compressed_frames"
     " rows passes prioritized on_device",
+    "reporting": "__init__ curves gather headline charts page",
     "run": "__init__ folder saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {

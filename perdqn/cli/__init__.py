@@ -21,6 +21,7 @@ MODULES = {
     "resume": "resume",
     "verify": "verify",
     "fingerprint": "fingerprint",
+    "report": "report",
     "validate": "reading",
     "test": "reading",
     "check": "reading",

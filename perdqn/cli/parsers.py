@@ -16,6 +16,7 @@ def get_parsers() -> dict[str, ArgumentParser]:
     return {
         "verify": _get_verify_parser(),
         "fingerprint": _get_fingerprint_parser(),
+        "report": _get_report_parser(),
         "export": _get_export_parser(),
         "completion": _get_completion_parser(),
     }
@@ -44,6 +45,20 @@ def _get_fingerprint_parser() -> ArgumentParser:
     parser.add_argument("path", nargs="?", help="the newest run where left out")
     parser.add_argument("other", nargs="?", help="compare with this one: exit code 1 where they differ")
     parser.add_argument("--out", type=Path, help="write the JSON to a file")
+    _add_root(parser)
+    return parser
+
+
+def _get_report_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "perdqn report",
+        description="One self-contained page on a run, also while it goes on, and the same as JSON.",
+    )
+    text = "run folders, drawn into one page; the newest run where left out"
+    parser.add_argument("runs", nargs="*", metavar="run", help=text)
+    text = "the page (default: report.html in the first run's folder)"
+    parser.add_argument("--out", type=Path, help=text)
+    parser.add_argument("--json", type=Path, help="the data (default: beside the page, as .json)")
     _add_root(parser)
     return parser
 

@@ -1,0 +1,209 @@
+"""Curves as drawings that take their colours from the page around them.
+
+Knows nothing about where the curves come from.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# What matplotlib draws in these colours, the page's style sheet paints: --ink, --line, --series-0 and on.
+INK, LINE = "#010101", "#020202"
+SERIES = [f"#0300{i:02x}" for i in range(8)]
+SIZE_INCHES = (4.6, 2.3)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What belongs into one drawing.
+
+    Args:
+        section: heading it stands under.
+        series: tags with their labels; of several runs only the first is drawn.
+        band: tags of the lower and upper end around the first series.
+        is_log: whether values are spread over powers of ten.
+    """
+
+    section: str
+    title: str
+    unit: str
+    series: tuple[tuple[str, str], ...]
+    band: tuple[str, str] | None = None
+    is_log: bool = False
+
+
+CHARTS = (
+    Chart(
+        "learning",
+        "Return",
+        "reward",
+        (("eval/return_mean", "evaluation, 95 % band"), ("rollout/return_mean", "training")),
+        ("eval/return_low", "eval/return_high"),
+    ),
+    Chart(
+        "learning",
+        "Episode length",
+        "env steps",
+        (("eval/length_mean", "evaluation"), ("rollout/length_mean", "training")),
+    ),
+    Chart("learning", "Q-values", "discounted reward", (("train/q_mean", "estimate, mean of the batch"),)),
+    Chart(
+        "learning",
+        "TD error",
+        "discounted reward",
+        (
+            ("train/td_error_abs_mean", "mean"),
+            ("train/td_error_p50", "median"),
+            ("train/td_error_p99", "99th percentile"),
+            ("train/td_error_abs_max", "largest"),
+        ),
+        is_log=True,
+    ),
+    Chart("learning", "Loss", "", (("train/loss", "loss"),), is_log=True),
+    Chart("learning", "Gradient norm", "before clipping", (("train/grad_norm", "norm"),), is_log=True),
+    Chart("learning", "Schedules", "", (("rollout/epsilon", "epsilon"), ("replay/beta", "beta"))),
+    Chart("learning", "Learning rate", "", (("train/learning_rate", "learning rate"),)),
+    Chart("replay", "Effective sample size", "of a batch", (("replay/effective_sample_size", "ESS"),)),
+    Chart("replay", "Age of what is drawn", "rows", (("replay/age_mean", "mean"),)),
+    Chart("replay", "Priority entropy", "1 is uniform", (("replay/priority_entropy", "entropy"),)),
+    Chart("replay", "Largest priority", "", (("replay/priority_max", "running maximum"),), is_log=True),
+    Chart("replay", "Rows", "", (("replay/size", "rows"),)),
+    Chart("replay", "Replay ratio", "drawn / added", (("replay/ratio", "ratio"),)),
+    Chart("speed", "Env steps a second", "", (("time/env_steps_per_second", "env steps/s"),)),
+)
+
+
+def choose_charts(tags: Sequence[str]) -> list[Chart]:
+    """The charts that have something to show, and one for each other tag."""
+    shown = [chart for chart in CHARTS if any(tag in tags for tag, _ in chart.series)]
+    known = {tag for chart in CHARTS for tag, _ in chart.series}
+    known |= {tag for chart in CHARTS for tag in chart.band or ()}
+    return shown + [_plain_chart(tag) for tag in tags if tag not in known and not tag.startswith("test/")]
+
+
+def _plain_chart(tag: str) -> Chart:
+    section, _, name = tag.rpartition("/")
+    known = {"health", "resource"}
+    return Chart(section if section in known else "other", name.replace("_", " "), "", ((tag, tag),))
+
+
+def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """An SVG of one chart, a colour a run, or a colour a series where there is one run.
+
+    Args:
+        runs: curves by tag, each with ``steps`` and ``values``, by the run's name.
+
+    Returns:
+        None where no run has any of it.
+    """
+    lines = [
+        (label if len(runs) == 1 else name, curves[tag], curves if tag == chart.series[0][0] else {})
+        for name, curves in runs.items()
+        for tag, label in (chart.series if len(runs) == 1 else chart.series[:1])
+        if tag in curves
+    ]
+    if not lines:
+        return None
+    figure, axes = _new_axes()
+    for i, (label, curve, with_band) in enumerate(lines):
+        colour = SERIES[i % len(SERIES)]
+        values = _numbers(curve["values"])
+        is_single = len(values) == 1
+        axes.plot(
+            curve["steps"], values, color=colour, lw=1.4, label=label, marker="o" if is_single else None, ms=3
+        )
+        if chart.band and all(tag in with_band for tag in chart.band):
+            low, high = (with_band[tag] for tag in chart.band)
+            if low["steps"] == high["steps"]:
+                axes.fill_between(
+                    low["steps"],
+                    _numbers(low["values"]),
+                    _numbers(high["values"]),
+                    color=colour,
+                    alpha=0.18,
+                    lw=0,
+                )
+    everything = [value for _, curve, _ in lines for value in curve["values"] if value is not None]
+    if chart.is_log and everything and min(everything) > 0 and max(everything) > 20 * min(everything):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_major_formatter(_short)
+    if axes.get_yscale() != "log":
+        axes.yaxis.set_major_formatter(_short)
+    if len(lines) > 1 and len(runs) == 1:
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="best")
+    return _as_svg(figure)
+
+
+def draw_bars(shares: Mapping[str, float]) -> str:
+    """An SVG of shares of the time, largest first."""
+    rows = sorted(shares.items(), key=lambda row: row[1])
+    figure, axes = _new_axes((7.2, 0.3 * len(rows) + 0.5))
+    bars = axes.barh(
+        [name.replace("_", " ") for name, _ in rows],
+        [100 * share for _, share in rows],
+        color=SERIES[0],
+        height=0.62,
+    )
+    axes.bar_label(bars, fmt="%.1f %%", fontsize=8, color=INK, padding=3)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.margins(x=0.12)
+    axes.spines["bottom"].set_visible(False)
+    return _as_svg(figure)
+
+
+def _new_axes(size: tuple[float, float] = SIZE_INCHES) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # no window, no global state
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_facecolor("none")
+    figure.patch.set_alpha(0.0)
+    axes.grid(color=LINE, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=7.5, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(LINE)
+    return figure, axes
+
+
+def _as_svg(figure: Any) -> str:
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "perdqn", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="presentation"', text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = text.replace(INK, "var(--ink)").replace(LINE, "var(--line)")
+    for i, colour in enumerate(SERIES):
+        text = text.replace(colour, f"var(--series-{i})")
+    return re.sub(r"font: [^;\"]*", lambda match: _font(match[0]), text)
+
+
+def _font(declared: str) -> str:
+    """The page's own font in the size that was laid out."""
+    size = re.search(r"([\d.]+)px", declared)
+    return f"font: {size[1] if size else '8'}px var(--font)"
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _short(value: float, _: Any = None) -> str:
+    """1,500 as 1.5k."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.4g}{unit}"
+    return f"{value:.4g}"

@@ -1,0 +1,109 @@
+"""Gathered runs as one page of HTML that asks nobody for anything.
+
+Knows nothing about run folders.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perdqn.reporting.charts import choose_charts, draw_bars, draw_curves
+from perdqn.reporting.headline import get_answers, standing_alerts
+
+SECTIONS = {
+    "learning": "Learning",
+    "replay": "Replay",
+    "health": "Health of the networks",
+    "speed": "Speed",
+    "resource": "Resources",
+    "other": "Other figures",
+}
+
+
+def render(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A page of one run, or of several side by side.
+
+    Args:
+        runs: each as `gather` gives it.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is missing.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("perdqn.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": _plain, "bytes": _as_bytes}
+    named = name_runs(runs)
+    return environment.get_template("page.html.j2").render(
+        runs=[{**run, **_extras(run), "label": label} for label, run in named.items()],
+        sections=_draw_sections(named),
+        differing=list_differing(named),
+    )
+
+
+def name_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Runs by name, by path where two have one name."""
+    names = [run["name"] for run in runs]
+    return {run["path"] if names.count(run["name"]) > 1 else run["name"]: run for run in runs}
+
+
+def list_differing(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Settings that are not the same in all runs, with each run's value."""
+    if len(runs) < 2:
+        return []
+    names = dict.fromkeys(name for run in runs.values() for name in run["settings"])
+    rows = [(name, [run["settings"].get(name) for run in runs.values()]) for name in names]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+
+
+def _extras(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "answers": get_answers(run),
+        "standing_alerts": standing_alerts(list(run["alerts"])),
+        "phase_chart": draw_bars(run["phases"]) if run["phases"] else None,
+        "commands": [_command(run, advice) for advice in run["advice"]],
+    }
+
+
+def _command(run: Mapping[str, Any], advice: Mapping[str, Any]) -> str | None:
+    """What follows a piece of advice, to be pasted."""
+    changes = advice.get("changes") or ()
+    words = [word for c in changes for word in (f"--{c['setting']}", str(c["proposed"]))]
+    return shlex.join(["perdqn", "resume", run["path"], "--fork", *words]) if words else None
+
+
+def _draw_sections(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[Any, str]]]]:
+    curves = {label: {**run["resources"], **run["curves"]} for label, run in runs.items()}
+    tags = list(dict.fromkeys(tag for each in curves.values() for tag in each))
+    drawn = [(chart, svg) for chart in choose_charts(tags) if (svg := draw_curves(chart, curves)) is not None]
+    by_section = [(title, [one for one in drawn if one[0].section == key]) for key, title in SECTIONS.items()]
+    return [(title, charts) for title, charts in by_section if charts]
+
+
+def _plain(value: Any) -> str:
+    """A value as a person writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return str(value)
+
+
+def _as_bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1000
+    return ""
