@@ -44,7 +44,7 @@ from perdqn.preflight import Keeping, Preflight, Room, is_long, predict
 from perdqn.replay.memory import memory_limit
 from perdqn.run.dashboard import Dashboard
 from perdqn.run.folder import RunFolder, claim_run
-from perdqn.run.keeping import SECTIONS, BestCheckpoint, add_sections
+from perdqn.run.keeping import KEEPERS, WATCHERS, BestCheckpoint, add_sections
 from perdqn.run.progress import RunProgress
 from perdqn.run.record import RunRecord
 from perdqn.run.summary import format_rows
@@ -319,12 +319,13 @@ class RunCLI(LightningCLI):
             texts[str(self.folder.preflight.relative_to(self.folder.path))] = figures
         self.record = RunRecord(self.folder, texts, lambda: self.provenance)
         if with_checkpoints:
-            self.keepers = [self.config_init[section] for section in SECTIONS]
+            self.keepers = [self.config_init[section] for section in KEEPERS]
             self.config_init.checkpoint.dirpath = str(self.folder.checkpoints)
             self.keepers.insert(1, BestCheckpoint(self.folder.best))
         dashboard = self.config_init.dashboard
         dashboard.texts = lambda: {"run/settings": summary, **self._get_texts()}
-        return [self.record, dashboard, *self.keepers]
+        watchers = [self.config_init[name] for name in WATCHERS if self.config.watch[name]]
+        return [self.record, dashboard, *watchers, *self.keepers]
 
     def _get_texts(self) -> dict[str, str]:
         """How this sitting came about and where it runs, for people."""
