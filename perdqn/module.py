@@ -85,6 +85,7 @@ class PERDQN(LightningModule):
     owns_data_position = True
     saves_own_state = True
     holdfast_counters = ("env_steps", "update_steps", "episodes")
+    lets_steps_be_measured = False  # compiled ones cannot be, and `Health` measures more
     # what holdfast's TuningAdvisor asks of any run and values do not fit: a TD loss may rise while all is
     # well, a replay fills, acting is where data come from; of the others there are rules of our own
     advice_ignores = (

@@ -44,7 +44,8 @@ class TuningAdvisor(BoundaryCallback):
     The first step is looked at; further looks are some 10 training steps apart as a run begins, and
     ``every_n_steps`` later; at every fifth the rules are asked. Figures come from
 
-    - one optimiser step, measured: gradients, weights, how far they moved, dead units (see `Vitals`);
+    - one optimiser step, measured: gradients, weights, how far they moved, dead units (see `Vitals`); not
+      where the module's ``lets_steps_be_measured`` is false;
     - what is logged: `self.log`, or, where a module logs straight to its loggers, what it hands to the
       ``metrics_watch`` it finds set on itself: ``if self.metrics_watch: self.metrics_watch(metrics)``;
     - ``advice_signals()`` of the module (see `Advisable`) and of other callbacks.
@@ -129,6 +130,9 @@ class TuningAdvisor(BoundaryCallback):
         """What stands now, most urgent first."""
         return sorted(self._standing.advice.values(), key=lambda advice: advice.rank)
 
+    # One that compiles its updates has steps of its own, of which it says itself how they are doing.
+    follows_compiled_updates = True
+
     # -- a fit -----------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -143,7 +147,8 @@ class TuningAdvisor(BoundaryCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress = trainer.fit_loop.epoch_loop.batch_progress.total
         self._rules = self._all_rules(trainer, pl_module)
-        self._vitals = Vitals(pl_module)
+        measures = getattr(pl_module, "lets_steps_be_measured", True)
+        self._vitals = Vitals(pl_module) if measures else None
         self._signals.settings = settings_of(trainer)
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._diary = Diary(folder) if trainer.is_global_zero else None
