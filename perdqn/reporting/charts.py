@@ -58,8 +58,8 @@ CHARTS = (
         "discounted reward",
         (
             ("train/td_error_abs_mean", "mean"),
-            ("train/td_error_p50", "median"),
-            ("train/td_error_p99", "99th percentile"),
+            ("health/td_error_abs_p50", "median"),
+            ("health/td_error_abs_p99", "99th percentile"),
             ("train/td_error_abs_max", "largest"),
         ),
         is_log=True,
@@ -70,10 +70,10 @@ CHARTS = (
     Chart("learning", "Learning rate", "", (("train/learning_rate", "learning rate"),)),
     Chart("replay", "Effective sample size", "of a batch", (("replay/effective_sample_size", "ESS"),)),
     Chart("replay", "Age of what is drawn", "rows", (("replay/age_mean", "mean"),)),
-    Chart("replay", "Priority entropy", "1 is uniform", (("replay/priority_entropy", "entropy"),)),
+    Chart("replay", "Priority entropy", "1 is uniform", (("health/priority_entropy", "entropy"),)),
     Chart("replay", "Largest priority", "", (("replay/priority_max", "running maximum"),), is_log=True),
     Chart("replay", "Rows", "", (("replay/size", "rows"),)),
-    Chart("replay", "Replay ratio", "drawn / added", (("replay/ratio", "ratio"),)),
+    Chart("replay", "Replay ratio", "drawn / added", (("health/replay_ratio", "ratio"),)),
     Chart("speed", "Env steps a second", "", (("time/env_steps_per_second", "env steps/s"),)),
 )
 

@@ -10,7 +10,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,8 @@ from holdfast.storage.lock import holder_of
 
 from perdqn.config import Config
 from perdqn.reporting.curves import Curve, find_event_files, read_curves, thin
-from perdqn.run.folder import RunFolder
+from perdqn.run.advice import read_advice, spell_change
+from perdqn.run.folder import RunFolder, read_lines
 
 VERSION = 1  # of what `gather` returns
 NEWEST_RATES = 20  # entries of the speed that the time left is reckoned from
@@ -44,8 +45,6 @@ def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
     generations = _get_generations(run)
     status = _get_status(run, summary)
     monitor = run.path / "monitor"
-    advice = list(read_lines(monitor / "advice.jsonl"))
-    alerts = list(read_lines(monitor / "alerts.jsonl"))
     performance = _read_json(monitor / "performance_report.json")
     return {
         "version": VERSION,
@@ -61,9 +60,9 @@ def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
         "phases": _get_phases(performance, curves),
         "performance": performance,
         "resources": _get_resources(monitor),
-        "alerts": alerts,
-        "advice": get_standing(advice),
-        "advice_log": advice,
+        "alerts": list(read_lines(monitor / "alerts.jsonl")),
+        "advice": _get_advice(run),
+        "advice_log": list(read_lines(monitor / "advice.jsonl")),
         "preflight": _read_json(monitor / "preflight.json"),
         "saves": [_describe(generation) for generation in generations],
         "sittings": _get_sittings(run),
@@ -72,38 +71,17 @@ def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
     }
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one a line; a line that is being written is left out."""
-    try:
-        text = path.read_text()
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
-
-
-def get_standing(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Advice that was given and not withdrawn, in the order of `Advice.rank`."""
-    from holdfast.advising.advice import PRIORITIES
-
-    standing: dict[str, dict[str, Any]] = {}
-    for event in events:
-        advice = event.get("advice") or {}
-        rule = str(advice.get("rule"))
-        if event.get("event") == "advised":
-            standing[rule] = {**advice, "step": event.get("step"), "time": event.get("time")}
-        elif event.get("event") == "withdrawn":
-            standing.pop(rule, None)
-    order = {priority: i for i, priority in enumerate(PRIORITIES)}
-    return sorted(
-        standing.values(),
-        key=lambda one: (order.get(one.get("priority", ""), len(order)), -float(one.get("confidence", 1))),
-    )
+def _get_advice(run: RunFolder) -> list[dict[str, Any]]:
+    """What holds now, most urgent first, with the command that follows it."""
+    return [
+        {
+            **record["advice"],
+            "step": record["step"],
+            "time": record["time"],
+            "command": spell_change(run, record["advice"]),
+        }
+        for record in read_advice(run) or ()
+    ]
 
 
 def list_changed(settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ Knows nothing about run folders.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,15 +68,7 @@ def _extras(run: Mapping[str, Any]) -> dict[str, Any]:
         "answers": get_answers(run),
         "standing_alerts": standing_alerts(list(run["alerts"])),
         "phase_chart": draw_bars(run["phases"]) if run["phases"] else None,
-        "commands": [_command(run, advice) for advice in run["advice"]],
     }
-
-
-def _command(run: Mapping[str, Any], advice: Mapping[str, Any]) -> str | None:
-    """What follows a piece of advice, to be pasted."""
-    changes = advice.get("changes") or ()
-    words = [word for c in changes for word in (f"--{c['setting']}", str(c["proposed"]))]
-    return shlex.join(["perdqn", "resume", run["path"], "--fork", *words]) if words else None
 
 
 def _draw_sections(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[Any, str]]]]:

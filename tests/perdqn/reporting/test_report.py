@@ -13,7 +13,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from perdqn.__main__ import main
-from perdqn.reporting.gather import gather, get_standing, list_changed
+from perdqn.reporting.gather import gather, list_changed
 from perdqn.reporting.headline import get_answers, standing_alerts
 from perdqn.reporting.page import list_differing, name_runs, render
 from perdqn.run.folder import RunFolder
@@ -129,23 +129,11 @@ def test_only_settings_that_were_chosen_are_listed_as_changed(run: RunFolder) ->
     assert list_changed({"model.learner.gamma": 0.99}) == []
 
 
-def test_advice_stands_until_it_is_withdrawn_most_urgent_first() -> None:
-    def event(kind: str, rule: str, priority: str, confidence: float = 1.0) -> dict[str, Any]:
-        return {
-            "event": kind,
-            "step": 1,
-            "advice": {"rule": rule, "priority": priority, "confidence": confidence},
-        }
-
-    events = [
-        event("advised", "a", "low"),
-        event("advised", "b", "high", 0.5),
-        event("advised", "c", "high", 0.9),
-        event("advised", "d", "critical"),
-        event("withdrawn", "d", "critical"),
-        event("applied", "a", "low"),
-    ]
-    assert [one["rule"] for one in get_standing(events)] == ["c", "b", "a"]
+def test_advice_has_the_command_that_follows_it(run: RunFolder) -> None:
+    (advice,) = gather(run)["advice"]
+    assert advice["rule"] == "learning_rate_high"
+    assert advice["command"] == f"perdqn resume {run.path} --fork --model.learner.learning_rate 0.001"
+    assert advice["command"] in render([gather(run)])
 
 
 def test_an_alert_stands_until_it_is_cleared() -> None:
