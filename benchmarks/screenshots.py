@@ -1,4 +1,4 @@
-"""Takes the pictures in docs/images that show pages: what TensorBoard makes of a run.
+"""Takes the pictures in docs/images that show pages: what TensorBoard and `perdqn report` make of a run.
 
 python benchmarks/screenshots.py RUN
 
@@ -11,6 +11,7 @@ Needs Chromium and its driver: apt-get install chromium chromium-driver
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import tempfile
 import time
@@ -21,7 +22,9 @@ from PIL import Image
 from screens.boards import tensorboard
 from screens.chromium import Page, chromium
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+from perdqn.__main__ import main as perdqn
+
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SETTLED_S = 4.0  # until charts are drawn that were asked for
 WIDTH, HEIGHT = 1850, 2650
 
@@ -39,17 +42,19 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     with tempfile.TemporaryDirectory() as scratch:
-        logs = Path(scratch, "logs", run.name)
-        logs.mkdir(parents=True)
-        for events in run.glob("*tfevents*"):
-            shutil.copy(events, logs)
-        with (
-            tensorboard(logs.parent, ["custom_scalars", "images"]) as address,
-            chromium(Path(scratch, "profile"), WIDTH, HEIGHT) as page,
-        ):
-            page.driver.set_page_load_timeout(120)  # a large picture takes a while to be drawn
-            page.open(f"{address}#custom_scalars&_smoothingWeight=0")
-            shoot(page, IMAGES / "tensorboard.png")
+        shutil.copytree(run, Path(scratch, "lightning_logs", run.name))
+        with contextlib.chdir(scratch), chromium(Path(scratch, "profile"), WIDTH, HEIGHT) as page:
+            shoot_pages(page, Path("lightning_logs", run.name))
+
+
+def shoot_pages(page: Page, run: Path) -> None:
+    page.driver.set_page_load_timeout(120)  # a large picture takes a while to be drawn
+    with tensorboard(run.parent, ["custom_scalars"]) as address:
+        page.open(f"{address}#custom_scalars&_smoothingWeight=0")
+        shoot(page, IMAGES / "tensorboard.png")
+    perdqn(["report", str(run), "--out", "report.html"])
+    page.open(Path("report.html").resolve().as_uri())
+    shoot(page, IMAGES / "report.png")
 
 
 if __name__ == "__main__":
