@@ -113,7 +113,7 @@ CHARTS = (
         ),
     ),
     Chart("resource", "Disk", "bytes free", (("resource/disk_free_bytes", "free"),)),
-    Chart("resource", "GPU memory", "bytes", (("resource/gpu_memory_used_bytes", "used"),)),
+    Chart("resource", "GPU memory", "bytes", (("resource/accelerator_used_bytes", "used"),)),
 )
 
 
