@@ -30,7 +30,7 @@ from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Rows
 if TYPE_CHECKING:
     from perdqn.module import PERDQN
 
-EVERY_UPDATES = 10_000  # between two looks, beside one with each evaluation; a look costs some 30 updates
+EVERY_UPDATES = 20_000  # between two looks, beside one with each evaluation; see docs/observability.md
 DORMANT = 0.025  # of the layer's mean activation: arXiv:2302.12902
 NUM_NEWEST = 2_048  # rows whose episodes are looked at
 NUM_VALUED = 128  # of these, whose realised return is compared with their value
