@@ -25,9 +25,21 @@ SETTINGS: dict[str, Any] = {
         "total_env_steps": 600,
     },
     "dashboard": {"video_every": 1},
-    "resources": {"interval_s": 0.05, "log_every_seconds": 0.05},
-    "performance": {"report_every_steps": 1, "window_steps": 2, "every_s": 0.01, "max_cost": 0.5},
-    "trainer": {"log_every_n_steps": 10, "enable_progress_bar": False},
+    "watch": {"resources": False, "performance": False},  # but for those below
+    "trainer": {
+        "log_every_n_steps": 10,
+        "enable_progress_bar": False,
+        "callbacks": [
+            {
+                "class_path": "holdfast.ResourceMonitor",
+                "init_args": {"interval_s": 0.05, "log_every_seconds": 0.05},
+            },
+            {
+                "class_path": "holdfast.PerformanceMonitor",
+                "init_args": {"report_every_steps": 1, "window_steps": 2, "every_s": 0.01, "max_cost": 0.5},
+            },
+        ],
+    },
 }
 
 
