@@ -243,7 +243,7 @@ class ResourceMonitor(BoundaryCallback):
         if watching is None or (self._clock() < self._look_at and not watching.is_release_due):
             return
         now = self._clock()
-        self._look_at = now + _LOOK_EVERY_S
+        self._look_at = now + min(_LOOK_EVERY_S, self.log_every_seconds)
         watching.progress = self._progress_of(trainer, pl_module)
         self._say()
         if watching.is_release_due:

@@ -375,6 +375,19 @@ def test_progress_is_the_modules_own_or_that_of_the_steps(tmp_path: Path, own: b
     assert sorted(set(told)) == shares
 
 
+def test_entries_may_be_asked_for_more_often_than_once_a_second(tmp_path: Path) -> None:
+    ticks, logger = iter(range(10**6)), Recording()
+    monitor = ResourceMonitor(
+        readers=[Figures(a=1.0)],
+        interval_s=1000,
+        log_every_seconds=1e-3,
+        clock=lambda: 0.01 * next(ticks),
+    )
+    make_trainer(tmp_path, AwaitSample(monitor), monitor, logger=logger).fit(Line())
+    steps = [step for step, figures in logger.entries if "resource/a" in figures]
+    assert len(steps) > 15  # of the 20 steps of far less than a second
+
+
 def test_without_an_end_none_is_foretold(tmp_path: Path) -> None:
     monitor = ResourceMonitor(readers=[Figures(a=1.0)], interval_s=0.01)
     with warnings.catch_warnings():
