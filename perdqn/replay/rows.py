@@ -259,8 +259,9 @@ class Rows:
             else RawFrames(column, size)
             for column in spec.columns
         }
-        self.actions = np.zeros(size, np.int32)
-        self.rewards = np.zeros(size, np.float32)
+        row = np.dtype([("action", np.int32), ("reward", np.float32), ("draws", np.int32)])
+        by_row = np.zeros(size, row)  # next to each other: a row that is drawn is one line of the cache
+        self.actions, self.rewards, self.draws = (by_row[name] for name in row.names)
         self.flags = np.zeros(size, np.uint8)
         self.heads = np.zeros(num_envs, np.int64)
         self._journal = Journal(self._unchanging(), num_envs)
@@ -373,7 +374,9 @@ class Rows:
 
         The operating system hands out pages only as they are written.
         """
-        scalars = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.heads.nbytes
+        scalars = sum(
+            each.nbytes for each in (self.actions, self.rewards, self.draws, self.flags, self.heads)
+        )
         frames = {f"frames/{name}": stored.nbytes for name, stored in self.frames.items()}
         caches = {f"frame_cache/{name}": stored.cache_nbytes for name, stored in self._compressed.items()}
         return {**frames, **caches, "scalars": scalars}
