@@ -10,6 +10,7 @@ have put around Lightning's own methods. So two neighbouring blocks differ in no
 machine does meanwhile meets both. What is compared is the CPU time of the training thread; the figure is the
 median over pairs, with the 95 % interval of a bootstrap. Two things are no part of a block and are added:
 threads of the callbacks (their CPU time by wall time) and saves (CPU time of one, at most one a minute).
+PerformanceMonitor looks at no step within the blocks; what its windows cost at its defaults is added, too.
 
 Linux only. Results go to ``benchmarks/results/overhead.json``.
 """
@@ -38,7 +39,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from holdfast import BoundaryCallback, EmergencyCheckpoint, ErrorRecovery, VerifiedCheckpoint
+from holdfast import (
+    BoundaryCallback,
+    EmergencyCheckpoint,
+    ErrorRecovery,
+    PerformanceMonitor,
+    VerifiedCheckpoint,
+)
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "overhead.json"
@@ -69,6 +76,7 @@ class Switch:
         owners = (trainer.fit_loop, loop, loop.val_loop, *optimization, loop._results, trainer.strategy)
         owners += (*trainer.loggers, trainer._checkpoint_connector)
         self._trainer, self._with, self._without = trainer, list(trainer.callbacks), [stays]
+        self._profiler, self._bare = trainer.profiler, getattr(trainer.profiler, "inner", trainer.profiler)
         self._around = [
             (owner, name, method)
             for owner in owners
@@ -78,6 +86,7 @@ class Switch:
 
     def turn(self, is_on: bool) -> None:
         self._trainer.callbacks = self._with if is_on else self._without
+        self._trainer.profiler = self._profiler if is_on else self._bare
         for owner, name, method in self._around:
             if is_on:
                 setattr(owner, name, method)
@@ -100,6 +109,7 @@ class Turns(BoundaryCallback):
     seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     saves: list[float] = field(default_factory=list)
     threads: float = 0.0  # CPU time of threads that the callbacks run, of wall time
+    windows: float | None = None  # CPU time of PerformanceMonitor's windows, of wall time
 
     state_key = "turns"
 
@@ -204,6 +214,24 @@ def run_tiny(callbacks: Callable[[], list[Any]], block: int, num_pairs: int) -> 
     return turns
 
 
+def run_monitored(block: int, num_pairs: int) -> Turns:
+    turns = run_tiny(lambda: [PerformanceMonitor(every_s=1e9)], block, num_pairs)
+    monitor = PerformanceMonitor(log=False)
+    trainer = Trainer(
+        max_epochs=-1,
+        max_time={"seconds": 20},
+        accelerator="cpu",
+        callbacks=[monitor],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Tiny())
+    turns.windows = monitor.get_performance_report()["windows"]["cost_share"]
+    return turns
+
+
 def verified() -> VerifiedCheckpoint:
     return VerifiedCheckpoint("checkpoints", every={"minutes": 10})
 
@@ -216,6 +244,7 @@ CASES: dict[str, Callable[[int], Turns]] = {
     "tiny VerifiedCheckpoint": lambda n: run_tiny(lambda: [verified()], 50, n),
     "tiny EmergencyCheckpoint": lambda n: run_tiny(lambda: [EmergencyCheckpoint("checkpoints")], 50, n),
     "tiny ErrorRecovery": lambda n: run_tiny(lambda: [ErrorRecovery()], 50, n),
+    "tiny PerformanceMonitor": lambda n: run_monitored(50, n),
 }
 
 
@@ -235,6 +264,8 @@ def judge(turns: Turns) -> dict[str, Any]:
         "percent_interval": interval(percent),
         "threads_percent": 100 * turns.threads,
     }
+    if turns.windows is not None:
+        figures["windows_percent"] = 100 * turns.windows
     if turns.saves:
         save = statistics.median(turns.saves)
         figures |= {"save_cpu_ms": 1e3 * save, "saves_percent": 100 * save / SAVE_EVERY_S}
@@ -254,6 +285,8 @@ def lines_of(case: str, found: dict[str, Any]) -> Iterator[str]:
     yield f"  {found['extra_us']:+.2f} us a step ({us[0]:+.2f} to {us[1]:+.2f})"
     yield f"  {found['percent']:+.2f} % ({percent[0]:+.2f} to {percent[1]:+.2f})"
     yield f"  threads {found['threads_percent']:.2f} % of a core"
+    if "windows_percent" in found:
+        yield f"  windows {found['windows_percent']:.2f} % of a core"
     if "save_cpu_ms" in found:
         yield f"  a save {found['save_cpu_ms']:.1f} ms CPU: {found['saves_percent']:.3f} % at one a minute"
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "verify": "check a run's saved states: what is whole, damaged or left over",
     "fingerprint": "SHA-256 of each part of a run's state; compare two",
     "report": "one page and JSON on how a run is doing, or several side by side",
+    "advise": "what should be changed in a run, most urgent first; --prove measures it",
     "validate": "evaluate a checkpoint on the episodes it was chosen by",
     "test": "evaluate a checkpoint on episodes never used to choose anything",
     "check": "look for faults in the settings, without training",

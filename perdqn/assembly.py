@@ -11,12 +11,13 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import psutil
-import torch
 import yaml
+from holdfast.saving.environment import environment_fingerprint
+from holdfast.triggers.disk import free_space
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
@@ -28,6 +29,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from perdqn import faults
 from perdqn.acting.environment import MissingExtra, describe
 from perdqn.arguments import ArgumentParser
+from perdqn.calibration import Calibration, calibrate
 from perdqn.config import (
     Config,
     ConfigError,
@@ -37,14 +39,15 @@ from perdqn.config import (
     get_config_summary,
     read,
 )
-from perdqn.learning.networks import build_network
 from perdqn.module import PERDQN
+from perdqn.preflight import Keeping, Preflight, Room, is_long, predict
 from perdqn.replay.memory import memory_limit
 from perdqn.run.dashboard import Dashboard
 from perdqn.run.folder import RunFolder, claim_run
-from perdqn.run.keeping import SECTIONS, BestCheckpoint, add_sections
+from perdqn.run.keeping import KEEPERS, WATCHERS, BestCheckpoint, add_sections
 from perdqn.run.progress import RunProgress
 from perdqn.run.record import RunRecord
+from perdqn.run.summary import format_rows
 from perdqn.transition import EnvSpec
 
 TRAINER_DEFAULTS = {
@@ -54,13 +57,34 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "default_root_dir": ".",
 }
+SIZES = tuple(
+    f"model.{name}"
+    for name in (
+        "replay.capacity",
+        "replay.storage",
+        "replay.memory_alert_fraction",
+        "learner",
+        "evaluation",
+        "network",
+        "head",
+        "total_env_steps",
+    )
+)  # faulty, what a run needs is not known
 PARSER_SETTINGS = {
     "allow_abbrev": False,
     "default_env": True,
     "env_prefix": "PERDQN",
     "exit_on_error": False,
 }
-ONE_COMMAND = ("ckpt_path", "fork", "best", "out", "video")  # options that belong to a command, not to a run
+ONE_COMMAND = (
+    "ckpt_path",
+    "fork",
+    "best",
+    "out",
+    "video",
+    "preflight",
+    "calibrate",
+)  # options that belong to a command, not to a run
 
 
 class RunCLI(LightningCLI):
@@ -96,6 +120,7 @@ class RunCLI(LightningCLI):
         self.keepers: list[Any] = []
         self.changes: list[str] = []
         self.exactness = "not tested"
+        self.preflight: Preflight | None = None
         super().__init__(
             PERDQN,
             args=argv,
@@ -118,9 +143,17 @@ class RunCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_sections(parser)
+        parser.add_class_arguments(Dashboard, "dashboard", skip={"texts"})
         if self.command == "fit":
             text = "start a new run from this checkpoint; `perdqn resume` continues the old one"
             parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
+        if self.command in ("fit", "resume", "check"):
+            text = "measure for some seconds what a new run will cost; auto: where it is long by its budget"
+            choices = Literal["auto", "always", "never"]
+            parser.add_argument("--preflight", type=choices, default="auto", help=text)
+        if self.command == "check":
+            text = "the same as --preflight always"
+            parser.add_argument("--calibrate", action="store_true", help=text)
         if self.command == "resume":
             text = "go on in a new run folder, and leave the old run as it is"
             parser.add_argument("--fork", action="store_true", help=text)
@@ -139,12 +172,45 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self._dump_config()
         self.settings, misread = read(self.config_dump["model"])
-        self.report, self.spec = inspect_settings(self.settings, self.config_dump["trainer"])
+        keeping = get_keeping(self.config_dump)
+        root = Path(self.config_dump["trainer"]["default_root_dir"] or ".")
+        room = get_room(root)
+        self.report, self.spec = inspect_settings(self.settings, self.config_dump["trainer"], room, keeping)
         if found := misread + self.report.faults:
             raise ConfigError(found)
         if self.origin is not None:
             self.changes = self._get_changes(self.origin)
         self.approve(self)
+        if self.command in ("fit", "check"):
+            self._look_ahead(room, keeping)
+
+    def _look_ahead(self, room: Room, keeping: Keeping) -> None:
+        """Predict what the run will take, measured where that is wanted."""
+        if self.spec is None:
+            return
+        calibration = self._calibrate(Path(room.folder)) if self._wants_calibration else None
+        self.preflight = predict(self.settings, self.spec, room, keeping, calibration)
+        if self.preflight.faults:
+            raise ConfigError(self.preflight.faults)
+        if calibration is not None:  # it knows better
+            known = self.preflight.warnings
+            others = [text for text in self.report.warnings if not text.startswith("model.replay.capacity")]
+            self.report.warnings = others + known
+
+    @property
+    def _wants_calibration(self) -> bool:
+        wanted = "always" if self.config.get("calibrate") else self.config.preflight
+        is_delayed_little = wanted == "auto" and self.command == "fit" and is_long(self.settings)
+        return (wanted == "always" or is_delayed_little) and not self.config.trainer.fast_dev_run
+
+    def _calibrate(self, folder: Path) -> Calibration | None:
+        given = {name: self.config_dump["trainer"][name] for name in ("accelerator", "devices", "precision")}
+        trainer = {name: value for name, value in given.items() if value is not None}
+        try:
+            return calibrate(self.settings, folder, trainer=trainer)
+        except Exception as error:  # what is wrong with the run is said where it begins
+            self.report.warnings.append(f"nothing could be measured before the run: {error}")
+            return None
 
     def _get_changes(self, run: RunFolder) -> list[str]:
         """Each setting that differs from the run's own, as ``name: old -> new``."""
@@ -248,12 +314,24 @@ class RunCLI(LightningCLI):
             return []
         summary = format_config_summary(get_config_summary(self.settings))
         texts = {self.folder.config.name: self.config_text, self.folder.config_summary.name: summary}
+        if self.preflight is not None:
+            figures = json.dumps(self.preflight.as_dict(), indent=2) + "\n"
+            texts[str(self.folder.preflight.relative_to(self.folder.path))] = figures
         self.record = RunRecord(self.folder, texts, lambda: self.provenance)
         if with_checkpoints:
-            self.keepers = [self.config_init[section] for section in SECTIONS]
+            self.keepers = [self.config_init[section] for section in KEEPERS]
             self.config_init.checkpoint.dirpath = str(self.folder.checkpoints)
             self.keepers.insert(1, BestCheckpoint(self.folder.best))
-        return [self.record, Dashboard(), *self.keepers]
+        dashboard = self.config_init.dashboard
+        dashboard.texts = lambda: {"run/settings": summary, **self._get_texts()}
+        watchers = [self.config_init[name] for name in WATCHERS if self.config.watch[name]]
+        return [self.record, dashboard, *watchers, *self.keepers]
+
+    def _get_texts(self) -> dict[str, str]:
+        """How this sitting came about and where it runs, for people."""
+        origin, environment = self.provenance, environment_fingerprint()
+        origin["changes"] = ", ".join(self.changes) or "none"
+        return {"run/origin": format_rows(origin), "run/environment": format_rows(environment)}
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -280,8 +358,10 @@ class ParserOnly(RunCLI):
         pass
 
 
-def inspect_settings(config: Config, trainer: dict[str, Any]) -> tuple[Report, EnvSpec | None]:
-    """All that is wrong, the environment and the memory it needs included; the spec where there is one."""
+def inspect_settings(
+    config: Config, trainer: dict[str, Any], room: Room, keeping: Keeping
+) -> tuple[Report, EnvSpec | None]:
+    """All that is wrong, the environment and what the run needs included; the spec where there is one."""
     report = check(config, trainer=trainer)
     if any(fault.startswith("model.env") for fault in report.faults):
         return report, None
@@ -290,20 +370,33 @@ def inspect_settings(config: Config, trainer: dict[str, Any]) -> tuple[Report, E
     except (ValueError, gymnasium.error.Error) as error:
         report.faults.append(_located(error, f"model.env.id {config.env.id}"))
         return report, None
-    report = check(config, spec=spec, available_bytes=get_available_bytes(), trainer=trainer)
-    if not report.faults:
-        report.faults += _try_network(config, spec)
+    if any(fault.startswith(SIZES) for fault in report.faults):
+        return report, spec
+    try:
+        found = predict(config, spec, room, keeping)
+    except ValueError as error:  # the network cannot be built
+        report.faults.append(_located(error, "model.network"))
+    else:
+        report.faults += found.faults
+        report.warnings += found.warnings
     return report, spec
 
 
-def _try_network(config: Config, spec: EnvSpec) -> list[str]:
-    """What keeps the network from being built; without memory or random numbers."""
-    try:
-        with torch.device("meta"):
-            build_network(spec, config.network, config.head, config.learner)
-    except ValueError as error:
-        return [_located(error, "model.network")]
-    return []
+def get_keeping(settings: Mapping[str, Any]) -> Keeping:
+    """What a run with these settings keeps."""
+    checkpoint, emergency, trainer = (settings[name] for name in ("checkpoint", "emergency", "trainer"))
+    log_every = trainer["log_every_n_steps"] or 0
+    if trainer["enable_checkpointing"] is False:
+        return Keeping(0, 0, float("inf"), log_every, has_reserve=False)
+    seconds = 60.0 * (checkpoint["every"] or {}).get("minutes", float("inf"))
+    return Keeping(checkpoint["keep"], emergency["keep"], seconds, log_every, emergency["reserve"])
+
+
+def get_room(root: Path) -> Room:
+    """What is free in memory, and on the disk that will hold ``root``."""
+    root = root.absolute()
+    folder = next(path for path in (root, *root.parents) if path.is_dir())
+    return Room(get_available_bytes(), free_space(folder).num_bytes, str(folder))
 
 
 def _located(error: Exception, key: str) -> str:

@@ -5,7 +5,6 @@ Knows nothing about how the numbers came about; it reads a `PERDQN` and changes 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perdqn.probe import Networks, probe
+
 if TYPE_CHECKING:
     from perdqn.module import PERDQN
 
 NUM_FLAT_EVALUATIONS = 4
-NUM_PROBED = 256  # transitions
 LearningPhase = Literal["warm-up", "exploration", "learning", "converged"]
 
 
@@ -74,12 +74,13 @@ def training_diagnostics(module: PERDQN) -> dict[str, Any]:
     are now, on up to `NUM_PROBED` transitions evenly spread over the replay: not drawn by priority, so
     that figures of two moments can be compared, and no random stream moves on.
     """
-    probe = _probe(module)
+    with Networks(module) as networks:
+        seen = probe(module, networks)
     return {
         "training_progress": _get_progress(module),
         "memory_info": _get_memory_info(module),
-        "q_values": _summarize(probe.get("q_values")),
-        "td_error": _summarize(probe.get("td_error")),
+        "q_values": _summarize(seen and seen.q_values),
+        "td_error": _summarize(seen and seen.td_error),
         "gradients": {
             "norm": module.latest.get("train/grad_norm"),
             "max_norm": module.config.learner.max_grad_norm,
@@ -142,32 +143,6 @@ def _get_memory_info(module: PERDQN) -> dict[str, Any]:
         "alert": bool(usage["alert"]),
         **{name: _plain(stats[name]) for name in health},
     }
-
-
-@torch.no_grad()
-def _probe(module: PERDQN) -> dict[str, Tensor]:
-    """Q-values [n, actions] and TD errors [n] of transitions spread over the replay; empty without any."""
-    rows, learner = module.memory.rows, module.config.learner
-    ids = rows.ids(np.arange(module.memory.capacity))
-    ids = ids[rows.may_start(ids)]
-    if ids.size == 0:
-        return {}
-    ids = ids[np.linspace(0, ids.size - 1, min(NUM_PROBED, ids.size)).astype(np.int64)]
-    window = rows.windows(ids)
-    # copies in evaluation mode, so that dropout draws nothing and no running statistic moves
-    online, target = (copy.deepcopy(network).eval() for network in (module.online, module.target))
-    obs, next_obs = (_to_tensors(rows.observations(i), module.device) for i in (ids, window.next_id))
-    output, next_output = online(obs), target(next_obs)
-    next_action = online.head.greedy(online(next_obs) if learner.double else next_output)
-    action, reward, discount = (
-        torch.from_numpy(part).to(module.device) for part in (window.action, window.reward, window.discount)
-    )
-    item = online.head.item_loss(output, action, reward, discount, next_output, next_action)
-    return {"q_values": online.head.q_values(output), "td_error": item.td_error}
-
-
-def _to_tensors(columns: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
 
 
 def _summarize(values: Tensor | None) -> dict[str, float | None]:

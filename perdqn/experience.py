@@ -159,6 +159,15 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         self.episodes += 1
         self._on_episode(total, length)
 
+    def timed_methods(self) -> list[tuple[Any, str, str]]:
+        """Owner, method and phase of what a fetch consists of."""
+        return [
+            (self, "fetch", "replay/what is owed"),
+            (self._replay, "add", "replay/add"),
+            (self._replay, "sample", "replay/sample"),
+            *([] if self._actor is None else self._actor.timed_methods()),
+        ]
+
     def close(self) -> None:
         """Close the environments; acting again continues where it stopped."""
         if self._environments is not None:
@@ -181,12 +190,19 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
             "acting": self._acting_state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `capture` was called; environments follow when they are needed."""
+    def restore(self, state: dict[str, Any], seed: int | None = None) -> None:
+        """Continue where `capture` was called; environments follow when they are needed.
+
+        Args:
+            seed: of the run that was captured, where it is another one now: exploration and new episodes are
+                of the new one then, and episodes in progress go on as they are.
+        """
         self.env_steps, self.updates_issued, self.episodes, self.learning_from = state["counters"]
         self._keep_pace(*state["pace"])
         self._environments = self._actor = None
         self._saved = state["acting"]
+        if self._saved is not None and seed is not None:
+            self._saved = _reseeded(self._saved, seed)
 
     def _keep_pace(self, train_every: float, warmup_env_steps: int) -> None:
         """Let another ``train_every`` or warm-up count from here on, not for what has been acted already."""
@@ -201,3 +217,13 @@ class PrioritizedReplayDataset(IterableDataset[TransitionBatch | None]):
         """Count on from a run whose replay is not at hand: warm up once more before learning goes on."""
         self.env_steps, self.episodes, self.updates_issued = env_steps, episodes, 0
         self.learning_from = env_steps + self._config.learner.warmup_env_steps
+
+
+def _reseeded(acting: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Without the stream of exploration, and with the seeds of episodes begun under ``seed``."""
+    environments, actor = acting["environments"], acting["actor"]
+    begun = [episode_seed(seed, "train", env, int(n)) for env, n in enumerate(environments["episode"])]
+    return {
+        "environments": {"seeds": begun, **environments},
+        "actor": {name: value for name, value in actor.items() if name != "rng"},
+    }

@@ -8,14 +8,16 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from holdfast.advising.rule import Adaptable, Rule
 from holdfast.exact.rng import get_global_rng, set_global_rng
+from holdfast.scaling.knob import Knob
 from holdfast.storage.parts import PartStore, load_parts, saving_parts
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 
 from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns
+from perdqn.advice.rules import RULES
+from perdqn.advice.settings import adaptable_settings, settings_of
 from perdqn.backend import COMPILES, GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
 from perdqn.config import (
     ClassSpec,
@@ -41,6 +45,7 @@ from perdqn.diagnostics import Evaluation, training_diagnostics
 from perdqn.evaluation import EpisodeIndex, Evaluator, RecentEpisodes
 from perdqn.experience import PrioritizedReplayDataset
 from perdqn.handover import fill_optimizer, load_model, save_model
+from perdqn.health import Health
 from perdqn.learning.greedy import GreedyPolicy
 from perdqn.learning.networks import build_network
 from perdqn.learning.objective import Figures, Report, eager_report, objective
@@ -54,6 +59,7 @@ for _message in ("You are using the `dataloader_iter` step", "Found `dataloader_
 
 STATE_KEY = "perdqn"  # our entry in a Lightning checkpoint
 STATE_VERSION = 1
+_LARGEST_GROUP = 64  # updates between two boundaries, where a signal is answered
 
 
 class PERDQN(LightningModule):
@@ -79,6 +85,14 @@ class PERDQN(LightningModule):
     owns_data_position = True
     saves_own_state = True
     holdfast_counters = ("env_steps", "update_steps", "episodes")
+    lets_steps_be_measured = False  # compiled ones cannot be, and `Health` measures more
+    # what holdfast's TuningAdvisor asks of any run and values do not fit: a TD loss may rise while all is
+    # well, a replay fills, acting is where data come from; of the others there are rules of our own
+    advice_ignores = (
+        *("loss_diverging", "loss_above_start", "loss_spikes", "overfitting", "weights_grow", "dead_units"),
+        *("updates_too_large", "updates_too_small", "batch_too_small", "mostly_clipped", "grad_norm_tails"),
+        *("gradients_explode", "gradients_explode_towards_the_input", "memory_rises", "data_starves"),
+    )
 
     def __init__(
         self,
@@ -118,6 +132,7 @@ class PERDQN(LightningModule):
             self.online = self._build_network()
             self.target = self._build_network().requires_grad_(False)
         self.target.load_state_dict(self.online.state_dict())
+        self._health = Health(self)
         self._noise = torch.Generator().manual_seed(seed)
         self._evaluation_noise = torch.Generator().manual_seed(seed)
         self._policy = GreedyPolicy(self.online)
@@ -141,6 +156,7 @@ class PERDQN(LightningModule):
         self.backend: str | None = None  # likewise: eager or compiled
         self._compiled: Any = None  # a CompiledStep
         self.update_watch: Any = None  # set by holdfast's ErrorRecovery
+        self.metrics_watch: Callable[[dict[str, float]], None] | None = None  # set by its TuningAdvisor
         self._threads_before = torch.get_num_threads()
         self._global_rng: dict[str, Any] | None = None
         self._changed_in_optimizer: dict[str, tuple[float, float]] = {}  # saved, and now
@@ -169,8 +185,12 @@ class PERDQN(LightningModule):
             memory_alert_fraction=replay.memory_alert_fraction,
             storage=replay.storage,
             cached_frames=replay.cached_frames,
-            seed=int(np.random.SeedSequence([self.config.seed, 0]).generate_state(1)[0]),
+            seed=self._sampler_seed,
         )
+
+    @property
+    def _sampler_seed(self) -> int:
+        return int(np.random.SeedSequence([self.config.seed, 0]).generate_state(1)[0])
 
     # -- counters --------------------------------------------------------------------------------
 
@@ -183,6 +203,26 @@ class PERDQN(LightningModule):
     def log_step(self) -> int:
         """The x-axis of whatever callbacks log."""
         return self.env_steps
+
+    @property
+    def progress_fraction(self) -> float:
+        """How much of the budget is spent, 0 to 1; for whoever foretells the end."""
+        if self.config.total_env_steps is not None:
+            return min(1.0, self.env_steps / self.config.total_env_steps)
+        assert self.config.total_episodes is not None
+        return min(1.0, self.episodes / self.config.total_episodes)
+
+    @property
+    def memory_to_come_bytes(self) -> int:
+        """What the replay will still take as it fills."""
+        return self.memory.bytes_to_come
+
+    def release_memory(self) -> int:
+        """Give back what the replay holds to be faster; returns by how many bytes the process shrank.
+
+        Batches, and with them every bit of training, stay the same.
+        """
+        return self.memory.release_memory(caches=True)
 
     @property
     def episodes(self) -> int:
@@ -415,6 +455,20 @@ class PERDQN(LightningModule):
         images = [column for column in self.spec.columns if len(column.shape) > 1]
         return torch.get_num_threads() if any(min(c.shape[:2]) >= 36 for c in images) else 1
 
+    def scalable_settings(self) -> dict[str, Knob]:
+        """What holdfast's AutoScaler may set: groups of updates cost otherwise, and train the same bits."""
+        learner = self.config.learner
+        most = max(_LARGEST_GROUP, learner.updates_per_step)
+        grouped = Knob(
+            lambda: learner.updates_per_step,
+            lambda value: setattr(learner, "updates_per_step", value),
+            low=1,
+            high=most,
+            keeps_result=True,
+            progress=lambda: self.update_steps,
+        )
+        return {"learner.updates_per_step": grouped}
+
     def on_fit_end(self) -> None:
         torch.set_num_threads(self._threads_before)
 
@@ -553,7 +607,7 @@ class PERDQN(LightningModule):
         named = {f"{prefix}/{names.get(key, key)}": float(value) for key, value in statistics.items()}
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_dict(named, logger=False)  # for callbacks that monitor them
-            self._log(named)
+            self._log({**named, **self._health.look(self)})
         else:
             self.log_dict({**named, "step": float(self.env_steps)})  # for what validate and test return
             self.latest.update(named)
@@ -564,6 +618,8 @@ class PERDQN(LightningModule):
     def _log(self, metrics: dict[str, float]) -> None:
         """Hand metrics to every logger, against env steps."""
         self.latest.update(metrics)
+        if self.metrics_watch is not None:
+            self.metrics_watch(metrics)
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.env_steps)
 
@@ -590,6 +646,8 @@ class PERDQN(LightningModule):
         if episodes["num_episodes"]:
             metrics["rollout/return_mean"] = episodes["mean"]
             metrics["rollout/length_mean"] = episodes["length_mean"]
+        if self._health.is_due(self.update_steps):
+            metrics |= self._health.look(self)
         self._log(metrics)
 
     # -- state -----------------------------------------------------------------------------------
@@ -613,10 +671,13 @@ class PERDQN(LightningModule):
             state["backend"] = self.backend
             state["noise"] = self._noise.get_state()
             state["global_rng"] = get_global_rng()
+            state["health"] = self._health.state_dict()
         checkpoint[STATE_KEY] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the counters and, to go on training, replay, episodes in progress and RNG streams.
+
+        With another seed than the checkpoint's, every stream begins anew: the same past, another future.
 
         Raises:
             ValueError: the checkpoint is not ours, or of a newer version.
@@ -642,11 +703,19 @@ class PERDQN(LightningModule):
         }
         is_fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if is_fitting and self._load_replay(checkpoint):
-            self.experience.restore(state["experience"])
+            seed = checkpoint["hyper_parameters"]["seed"]
+            has_other_seed = seed != self.config.seed
+            self.experience.restore(state["experience"], seed if has_other_seed else None)
             self.num_threads = self.config.learner.num_threads or state["num_threads"]
             self.backend = state.get("backend", "eager")
-            self._noise.set_state(state["noise"])
-            self._global_rng = state["global_rng"]
+            if has_other_seed:
+                self.memory.reseed(self._sampler_seed)
+                self._keep_global_rng(checkpoint)
+            else:
+                self._noise.set_state(state["noise"])
+                self._global_rng = state["global_rng"]
+            if "health" in state:
+                self._health.load_state_dict(state["health"])
             return
         self.experience.restart(state["env_steps"], state["episodes"])
         if is_fitting:
@@ -655,6 +724,12 @@ class PERDQN(LightningModule):
                 "and will differ from a run that was never interrupted",
                 stacklevel=2,
             )
+
+    def _keep_global_rng(self, checkpoint: dict[str, Any]) -> None:
+        """Let nobody put the global streams back, holdfast included."""
+        self._global_rng = get_global_rng()
+        if exact := checkpoint.get("holdfast", {}).get("exact"):
+            exact["rng"] = self._global_rng
 
     def _load_replay(self, checkpoint: dict[str, Any]) -> bool:
         """Whether the checkpoint has one, inside it or in parts beside it."""
@@ -672,7 +747,47 @@ class PERDQN(LightningModule):
         """Read the replay back."""
         self.memory.load_parts(store, entry)
 
+    # -- advice ----------------------------------------------------------------------------------
+
+    def advice_rules(self) -> Sequence[Rule]:
+        """Those of value-based learning; docs/advice.md."""
+        return RULES
+
+    def advice_signals(self) -> dict[str, float]:
+        """What was logged last, health included; nothing where `metrics_watch` has heard of it."""
+        return {} if self.metrics_watch is not None else dict(self.latest)
+
+    def advice_settings(self) -> dict[str, Any]:
+        """Its settings, as ``model.learner.gamma``."""
+        return settings_of(self)
+
+    def adaptable_settings(self) -> dict[str, Adaptable]:
+        """Those that may change while the run goes on."""
+        return adaptable_settings(self)
+
     # -- diagnosis and handover ------------------------------------------------------------------
+
+    def timed_methods(self) -> list[tuple[Any, str, str]]:
+        """Where a step's own time goes; part of holdfast's `TellsItsPhases`."""
+        whole = "forward/forward, backward, optimiser as one graph"
+        compiled = [
+            (self._compiled, "start", whole),
+            (self._compiled, "finish", "forward/waiting for the graph"),
+        ]
+        return [
+            *(compiled if self.backend == "compiled" else ()),
+            (self, "training_step", "loop/groups of updates"),
+            *self.experience.timed_methods(),
+            (self.memory, "update_priorities", "replay/priority update"),
+            (self, "to_device", "transfer/transfer"),
+            (self, "_update", "forward/one update's own"),
+            (self, "_act_ahead", "acting/acting ahead"),
+            (self, "_step_eagerly", "forward/forward"),
+            (self, "manual_backward", "backward/backward"),
+            (self.trainer.strategy, "optimizer_step", "optimiser/optimiser"),
+            (self, "_update_target", "optimiser/target network"),
+            (self, "_log", "logging/logging"),
+        ]
 
     def get_training_diagnostics(self) -> dict[str, Any]:
         """Progress, replay, Q-values, TD errors, gradients, schedules, device; see `training_diagnostics`."""

@@ -63,6 +63,22 @@ def test_what_measures_ourselves_runs(script: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(BENCHMARKS / script), "--quick", *options], check=True, cwd=tmp_path)
 
 
+def test_bottlenecks_are_injected_named_and_scored(tmp_path: Path) -> None:
+    found = run_quickly("observability/bottlenecks.py", tmp_path / "b.json")
+    (run,) = found["each"]
+    assert (run["kind"], found["runs"], found["healthy_runs"]) == ("data", 1, 1)
+    assert run["measured"] > 1.2  # half of the step is injected
+    assert sum(found["confusion"]["data"].values()) == 1
+
+
+def test_general_rules_are_scored_case_by_case(tmp_path: Path) -> None:
+    options = ["dev", "--only", "learning rate"]
+    scored = run_quickly("observability/general_rules.py", tmp_path / "g.json", *options)["dev"]
+    assert [row["case"] for row in scored["rows"]] == ["learning rate x100", "learning rate /1000"]
+    assert scored["faults named"]["of"] == 2
+    assert "dead_units" in scored["rows"][0]["standing"]  # what so large steps do to ReLUs
+
+
 def test_a_side_that_is_not_there_is_refused_by_name() -> None:
     command = [sys.executable, str(BENCHMARKS / "replay.py"), "--sides", "nobody"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -123,3 +139,18 @@ def test_gpu_runs_without_one_and_tells_whether_the_replays_agree(tmp_path: Path
     rates = {name: side["updates_per_second"]["median"] for name, side in result["sides"].items()}
     assert set(rates) == {"perdqn-host-eager-fp32", "perdqn-device-eager-fp32"}
     assert min(rates.values()) > 0
+
+
+def test_faults_put_into_runs_are_judged_and_not_run_again(tmp_path: Path) -> None:
+    script = str(BENCHMARKS / "observability" / "faults.py")
+    command = [sys.executable, "-W", "ignore", script, "--quick", "--out", str(tmp_path / "f.jsonl")]
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    lines = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
+    assert [line["key"].split(" | ")[0] for line in lines] == [
+        "beta left at 0",
+        "learning rate low",
+        "healthy",
+    ]
+    assert "| beta left at 0 | 1/1 | beta_low 1" in done.stdout
+    again = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stdout.strip() == done.stdout[done.stdout.index("2 of 2") :].strip()

@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from holdfast import PerformanceMonitor
+from holdfast.resources.alerts import THRESHOLDS
+from holdfast.resources.cpu import CpuFigures
+from holdfast.resources.disk import DiskFigures
+from holdfast.resources.memory import MemoryFigures
+from holdfast.resources.process import ProcessFigures, WorkerFigures
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from packaging.requirements import Requirement
@@ -105,9 +111,28 @@ def test_every_logged_metric_is_documented_and_no_other(run: Run) -> None:
     assert run.model.latest.keys() == run.logged
 
 
+def test_every_share_of_the_time_is_documented_and_no_other(tmp_path: Path) -> None:
+    logger, monitor = Recording(), PerformanceMonitor(window_steps=1, every_s=1e-6, max_cost=0.99)
+    model = PERDQN(**TINY)
+    Trainer(
+        logger=logger,
+        callbacks=[monitor],
+        enable_checkpointing=False,
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        **QUIET,
+    ).fit(model)
+    assert {key for key in logger.keys if key.startswith("time/phase_")} == documented(
+        "With PerformanceMonitor"
+    )
+
+
 def test_the_dashboard_shows_metrics_that_exist() -> None:
     tags = {tag for panel in LAYOUT.values() for _, tags in panel.values() for tag in tags}
-    assert tags <= documented("Logged")
+    keys = documented("Logged")
+    of_callbacks = {tag for tag in tags if tag.startswith(("resource/", "time/phase_"))}  # see tests/browser
+    assert {tag for tag in tags - of_callbacks if not any(re.match(tag, key) for key in keys)} == set()
 
 
 def test_every_figure_of_the_replay_is_documented_and_no_other(run: Run) -> None:
@@ -125,6 +150,17 @@ def test_every_figure_of_the_summary_is_documented_and_no_other(tmp_path: Path) 
     assert main(["fit", "--config", str(settings), "--trainer.default_root_dir", str(tmp_path)]) == 0
     (summary,) = tmp_path.glob("lightning_logs/*/summary.json")
     assert json.loads(summary.read_text()).keys() == documented("summary.json")
+
+
+def test_every_figure_of_the_machine_is_documented() -> None:
+    readers = [MemoryFigures(), CpuFigures(), ProcessFigures(), WorkerFigures(), DiskFigures(ROOT)]
+    found = {name for now in (0.0, 1.0) for reader in readers for name in reader.read(now)}
+    assert found <= documented("Resources")
+    foretold = {f"{name}_in_s" for name in ("memory_full", "disk_full", "end")}
+    assert {"memory_share", "rss_bytes", *foretold} <= documented("Resources")
+    shown = {threshold.figure.replace("_at_latest_", "_in_") for threshold in THRESHOLDS}
+    pressures = {name for name in shown if name.startswith("pressure_")}
+    assert shown - pressures <= documented("Resources")
 
 
 def test_every_dependency_is_listed_with_its_reason() -> None:

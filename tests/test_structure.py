@@ -31,8 +31,6 @@ PERDQN_PARTS = {
     "arguments": "config",
     "class_path": "config",
     "faults": "config",
-    "run": "",
-    "reporting": "config run",
     "replay": "jit transition",
     "learning": "class_path config jit transition",
     "acting": "class_path config replay transition",
@@ -41,52 +39,77 @@ PERDQN_PARTS = {
     "experience": "acting config replay schedules transition",
     "evaluation": "acting config transition",
     "recording": "acting config transition",
-    "diagnostics": "",
+    "run": "acting recording",
+    "reporting": "config run",
+    "probe": "",
+    "diagnostics": "probe",
+    "formulas": "",
+    "health": "formulas probe replay",
+    "advice": "config",
     "fingerprint": "schedules",
+    "proving": "config run",
     "handover": "acting archive transition",
-    "module": "acting backend config diagnostics evaluation experience handover learning replay transition",
+    "module": "acting advice backend config diagnostics evaluation experience handover health learning"
+    " replay transition",
+    "calibration": "backend config evaluation module",
+    "preflight": "calibration config learning",
     "perdqn": "module",  # perdqn/__init__.py
-    "assembly": "acting arguments config faults learning module replay run transition",
+    "assembly": "acting arguments calibration config faults module preflight replay run transition",
     "completion": "acting assembly",
-    "cli": "acting archive assembly completion config fingerprint handover module recording reporting run"
-    " shipped",
+    "cli": "acting advice archive assembly completion config fingerprint handover health module proving"
+    " recording reporting run shipped",
     "__main__": "cli perdqn",
 }
 HOLDFAST_PARTS = {
     "around": "",
-    "advising": "",
+    "learning_rates": "",
+    "advising": "learning_rates",
     "storage": "",
-    "triggers": "",
+    "resources": "",
+    "triggers": "resources",
     "exact": "around storage",
     "boundary": "around exact",
+    "scaling": "exact storage",
+    "auto_scaler": "around boundary scaling",
+    "timing": "advising exact",
+    "performance_monitor": "around boundary timing",
     "saving": "around boundary exact storage triggers",
     "checkpoint": "boundary saving storage",
     "ending": "storage triggers",
-    "attempts": "",
+    "attempts": "resources",
     "flaky_loggers": "exact",
-    "emergency": "around attempts boundary checkpoint ending saving storage triggers",
-    "recovery": "around attempts boundary flaky_loggers saving storage",
+    "emergency": "around boundary checkpoint ending resources saving storage triggers",
+    "recovery": "around attempts boundary flaky_loggers learning_rates resources saving storage",
+    "tuning_advisor": "advising around boundary",
+    "resource_monitor": "boundary exact resources",
     "holdfast": "",  # imported when asked for
 }
 
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
-    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint report reading"
-    " __init__",
+    "advice": "rule rules settings metrics __init__",
+    "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint examine prove"
+    " advise report reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
-    "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames compressed_frames"
-    " rows passes prioritized on_device",
+    "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames"
+    " compressed_frames rows passes prioritized on_device",
+    "proving": "__init__ effect arms figures processes until words proof",
     "reporting": "__init__ curves gather headline charts page",
-    "run": "__init__ folder saves report summary progress record keeping dashboard",
+    "run": "__init__ folder shape advice saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {
-    "advising": "__init__ advice signals rule",
+    "advising": "__init__ advice signals rule statistics names expression threshold general tuner standing"
+    " adapting diary vitals run_settings",
     "storage": "__init__ durable manifest generations parts lock",
-    "triggers": "reason watch pace growth cgroups numerics slurm signals deadline preemption memory disk"
-    " __init__",
+    "resources": "__init__ kernel_file reader cgroups pressure memory cpu process disk accelerator sampler"
+    " history pieces forecast alerts heap release journal watching",
+    "triggers": "reason watch pace growth numerics slurm signals deadline preemption memory disk __init__",
     "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
+    "scaling": "__init__ knob climb cache ordinary",
+    "timing": "__init__ sketch clock clocked kernel actions profiler windows bottlenecks interventions"
+    " layers report",
     "saving": "__init__ environment capture save schedule standing save_costs",
 }
 TABLES = [(PERDQN, PERDQN_PARTS, PERDQN_FILES), (HOLDFAST, HOLDFAST_PARTS, HOLDFAST_FILES)]

@@ -11,7 +11,6 @@ limit is simulated: the figures are those of the process itself, and this progra
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import logging
@@ -31,57 +30,17 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+from control_group import Group, make_group
 from holdfast.emergency import EmergencyCheckpoint
+from holdfast.resources.memory import Usage
 from holdfast.storage.generations import GenerationFolder
 from holdfast.triggers import Memory
-from holdfast.triggers.cgroups import Usage
 from lightning.pytorch import Callback, Trainer
 from small_run import QUIET, Classifier
 
 MIB = 2**20
 BALLAST = 256 * MIB  # held from the start
 SLOWEST, FASTEST = 1.0, 500.0  # MiB/s
-
-
-class Group:
-    """A memory control group of our own, below the one this process is in."""
-
-    def __init__(self, parent: Path, is_v2: bool) -> None:
-        self.folder = parent / f"holdfast-{os.getpid()}"
-        self._limit = "memory.max" if is_v2 else "memory.limit_in_bytes"
-        self.folder.mkdir()
-
-    def limit(self, num_bytes: int) -> None:
-        (self.folder / self._limit).write_text(str(num_bytes))
-
-    def enter(self) -> None:
-        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
-
-    def remove(self) -> None:
-        for _ in range(100):  # it takes a moment until the last process is gone
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
-                return
-            time.sleep(0.05)
-
-
-def make_group() -> Group | None:
-    """None where that is not allowed or not possible."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        is_v2, is_v1 = controllers == "", "memory" in controllers.split(",")
-        for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if is_v2 else ("/sys/fs/cgroup/memory",):
-            for parent in (Path(base, path.lstrip("/")), Path(base)) if is_v1 or is_v2 else ():
-                with contextlib.suppress(OSError):
-                    if is_v2:
-                        (parent / "cgroup.subtree_control").write_text("+memory")
-                    group = Group(parent, is_v2)
-                    try:
-                        group.limit(BALLAST)
-                        return group
-                    except OSError:
-                        group.remove()
-    return None
 
 
 class OwnFigures:

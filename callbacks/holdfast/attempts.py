@@ -19,7 +19,6 @@ The seams are methods that Lightning calls through an instance, so this one Trai
 
 from __future__ import annotations
 
-import gc
 import math
 import traceback
 from collections.abc import Callable, Collection, Iterable
@@ -28,8 +27,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor
+
+from .resources.release import free_memory
 
 _LARGE = 2**14  # elements from which one pass that only reads is the cheaper check
 _FIRST_LOOKS, _LOOK_EVERY = 8, 64  # losses
@@ -410,12 +411,3 @@ def _has_gradients(optimizer: Any) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_oom_error(error)
-
-
-def free_memory(trainer: Any) -> None:
-    """Ask everyone who has a ``release_memory()``, then the garbage collector, then CUDA's cache."""
-    for owner in (trainer.lightning_module, getattr(trainer, "datamodule", None), *trainer.callbacks):
-        if callable(release := getattr(owner, "release_memory", None)):
-            release()
-    gc.collect()
-    garbage_collection_cuda()

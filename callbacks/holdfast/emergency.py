@@ -22,10 +22,10 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from .around import around
-from .attempts import free_memory
 from .boundary import BoundaryCallback, StopRun, abort_evaluation, is_at_boundary
 from .checkpoint import VerifiedCheckpoint
 from .ending import isolate_end, outlast_signals, requeue_job, requeue_signal
+from .resources.release import free_memory
 from .saving.save import (
     POST_MORTEM,
     on_first_rank,

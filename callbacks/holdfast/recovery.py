@@ -19,9 +19,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from .around import around
-from .attempts import Attempts, are_finite, free_memory, is_out_of_memory
+from .attempts import Attempts, are_finite, is_out_of_memory
 from .boundary import BoundaryCallback, StopRun
 from .flaky_loggers import LoggerGuard
+from .learning_rates import scale_learning_rates
+from .resources.release import free_memory
 from .saving.save import run_of
 from .storage.generations import Generation, GenerationFolder
 
@@ -364,23 +366,7 @@ class ErrorRecovery(BoundaryCallback):
         finally:
             self._is_going_back, connector._ckpt_path = False, chosen
         trainer.lightning_module.zero_grad()
-        self._scale_learning_rates(self.lr_scale / self._loaded.get("lr_scale", 1.0))
-
-    def _scale_learning_rates(self, factor: float) -> None:
-        """In optimisers and in what schedulers compute them from; checkpoints to come hold both."""
-        if factor == 1:
-            return
-        for optimizer in self._trainer.optimizers:
-            for group in optimizer.param_groups:
-                for name in ("lr", "initial_lr", "max_lr", "min_lr"):
-                    if name in group:
-                        group[name] = group[name] * factor
-        for config in self._trainer.lr_scheduler_configs:
-            for name in ("base_lrs", "_last_lr"):
-                if hasattr(config.scheduler, name):
-                    setattr(
-                        config.scheduler, name, [rate * factor for rate in getattr(config.scheduler, name)]
-                    )
+        scale_learning_rates(trainer, self.lr_scale / self._loaded.get("lr_scale", 1.0))
 
     # -- state -----------------------------------------------------------------------------------
 

@@ -106,6 +106,14 @@ class Actor:
             self._finish(environments.has_ended)
             environments.reset(environments.has_ended)
 
+    def timed_methods(self) -> list[tuple[Any, str, str]]:
+        """Owner, method and phase of what a step consists of."""
+        return [
+            (self, "_policy", "acting/act"),
+            (self.environments, "step", "environment/env step"),
+            (self.environments, "reset", "environment/env reset"),
+        ]
+
     def _finish(self, ended: NDArray[np.bool_]) -> None:
         for env in map(int, np.flatnonzero(ended)):
             self._on_episode(float(self._returns[env]), self.environments.episode_length(env))
@@ -128,5 +136,6 @@ class Actor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._exploration.load_state_dict(state)
+        if "rng" in state:  # else the run was forked with another seed
+            self._exploration.load_state_dict(state)
         self._returns = state["returns"].numpy().copy()

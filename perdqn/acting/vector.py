@@ -61,6 +61,7 @@ class Environments:
         self.episode = np.full(num_envs, -1, np.int64)
         self.num_failures = 0
         self._actions = [array("i") for _ in range(num_envs)]
+        self._seeds = [0] * num_envs  # of the current episodes
         self._has_started = False
         self.has_ended = np.zeros(num_envs, np.bool_)
         self.frames: Columns = {c.name: np.zeros((num_envs, *c.shape), c.dtype) for c in spec.columns}
@@ -73,19 +74,26 @@ class Environments:
         """Current observations, per column [num_envs, (stack,) *shape]; valid until the next step."""
         return self.frames if self.spec.frame_stack == 1 else self._stacks
 
-    def reset(self, mask: Array | None = None, episode: Sequence[int] | Array | None = None) -> None:
+    def reset(
+        self,
+        mask: Array | None = None,
+        episode: Sequence[int] | Array | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         """Begin the next episode, or the given ones, in every environment or those in ``mask``.
 
         Args:
             mask: bool [num_envs].
             episode: int [num_envs], read where ``mask`` is set; by default the one after the last.
+            seeds: [num_envs], likewise; by default what ``seed_of`` says.
         """
         mask = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask, np.bool_)
         chosen = self.episode + 1 if episode is None else np.asarray(episode, np.int64)
         self.episode = np.where(mask, chosen, self.episode)
         self.has_ended = self.has_ended & ~mask
-        for env in np.flatnonzero(mask):
+        for env in map(int, np.flatnonzero(mask)):
             self._actions[env] = array("i")
+            self._seeds[env] = seeds[env] if seeds else self._seed_of(env, int(self.episode[env]))
         self._show(self._reset_vector(mask), mask)
 
     def step(self, actions: Array) -> Step:
@@ -115,8 +123,13 @@ class Environments:
         self._vector.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Episode numbers, the actions since, and what is seen now, to check a restoration against."""
+        """Episode numbers, the actions since, and what is seen now, to check a restoration against.
+
+        The episodes' seeds where they do not follow from the numbers: a run was forked meanwhile.
+        """
+        usual = [self._seed_of(env, int(number)) for env, number in enumerate(self.episode)]
         return {
+            **({} if self._seeds == usual else {"seeds": list(self._seeds)}),
             "episode": torch.from_numpy(self.episode.copy()),
             "actions": [torch.tensor(log, dtype=torch.int32) for log in self._actions],
             "frames": {name: torch.from_numpy(frame.copy()) for name, frame in self.frames.items()},
@@ -140,18 +153,19 @@ class Environments:
             )
         self.num_failures = int(state["num_failures"])
         saved = state["episode"].numpy()
+        seeds = state.get("seeds") or [self._seed_of(env, int(n)) for env, n in enumerate(saved)]
         longest = max(len(log) for log in logs)
         start = np.array([longest - len(log) for log in logs])
-        self.reset(episode=saved)
+        self.reset(episode=saved, seeds=seeds)
         for now in range(longest):
             begins = (start == now) & (now > 0)
             if (begins | self.has_ended).any():
-                self.reset(begins | self.has_ended, saved)
+                self.reset(begins | self.has_ended, saved, seeds)
             actions = [log[now - s] if now >= s else 0 for log, s in zip(logs, start, strict=True)]
             self.step(np.array(actions, np.int64))
         late = (start == longest) & (longest > 0)
         if late.any():
-            self.reset(late, saved)
+            self.reset(late, saved, seeds)
         same = [_is_same(state["frames"], self.frames, env) for env in range(self.num_envs)]
         return ~np.array(same) | self.has_ended
 
@@ -165,7 +179,7 @@ class Environments:
         return InTurn([factory() for factory in factories], self.spec)
 
     def _reset_vector(self, mask: Array) -> Columns:
-        seeds = [self._seed_of(int(env), int(self.episode[env])) for env in np.flatnonzero(mask)]
+        seeds = [self._seeds[env] for env in np.flatnonzero(mask)]
         is_partial = self._has_started and not mask.all()
         options = {"reset_mask": mask} if is_partial else None
         self._has_started = True
@@ -210,10 +224,8 @@ class Environments:
 
     def _count_failure(self, env: int, reason: str) -> None:
         self.num_failures += 1
-        where = (
-            f"{self.config.id}, environment {env}, episode seed "
-            f"{self._seed_of(env, int(self.episode[env]))}, step {len(self._actions[env])}: {reason}"
-        )
+        where = f"{self.config.id}, environment {env}, episode seed {self._seeds[env]}"
+        where = f"{where}, step {len(self._actions[env])}: {reason}"
         if self.num_failures > self.config.max_restarts:
             raise EnvironmentFailure(
                 f"{where}; that is failure {self.num_failures} and model.env.max_restarts is "

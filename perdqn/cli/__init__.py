@@ -22,6 +22,7 @@ MODULES = {
     "verify": "verify",
     "fingerprint": "fingerprint",
     "report": "report",
+    "advise": "advise",
     "validate": "reading",
     "test": "reading",
     "check": "reading",

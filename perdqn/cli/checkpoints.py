@@ -19,21 +19,8 @@ from perdqn.cli.command_line import Refused
 from perdqn.config import read
 from perdqn.module import PERDQN, STATE_KEY, STATE_VERSION
 from perdqn.run.saves import Save
+from perdqn.run.shape import FOR_LIFE
 
-FOR_LIFE = (
-    "model.env.id",
-    "model.env.kwargs",
-    "model.env.num_envs",
-    "model.env.vectorization",
-    "model.env.wrappers",
-    "model.env.frame_stack",
-    "model.env.stack_padding",
-    "model.replay.capacity",
-    "model.network.",
-    "model.head.",
-    "model.learner.dueling",
-    "model.seed",
-)
 WRITTEN = ("state_dict", "hyper_parameters", "pytorch-lightning_version", STATE_KEY)  # by every save of ours
 
 

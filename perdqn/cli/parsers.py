@@ -5,7 +5,7 @@ Knows nothing about what a command does, and imports nothing heavy: help and ref
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from perdqn.cli.command_line import get_root
@@ -17,6 +17,7 @@ def get_parsers() -> dict[str, ArgumentParser]:
         "verify": _get_verify_parser(),
         "fingerprint": _get_fingerprint_parser(),
         "report": _get_report_parser(),
+        "advise": _get_advise_parser(),
         "export": _get_export_parser(),
         "completion": _get_completion_parser(),
     }
@@ -61,6 +62,46 @@ def _get_report_parser() -> ArgumentParser:
     parser.add_argument("--json", type=Path, help="the data (default: beside the page, as .json)")
     _add_root(parser)
     return parser
+
+
+def _get_advise_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "perdqn advise",
+        description="Say what should be changed in a run, most urgent first; or measure what a change does.",
+        epilog="example: perdqn advise lightning_logs/version_0 --prove --change model.learner.gamma=0.99",
+    )
+    parser.add_argument("path", nargs="?", help="run folder; the newest run where left out")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_root(parser)
+    proof = parser.add_argument_group("measuring", "Settings of --prove.")
+    fork = "fork the newest checkpoint into paired runs, as is and changed, and compare them"
+    proof.add_argument("--prove", action="store_true", help=fork)
+    changed = "what to change, may be given several times; by default what is advised"
+    proof.add_argument("--change", action="append", metavar="SETTING=VALUE", type=_change, help=changed)
+    proof.add_argument(
+        "--rank", type=_positive, help="of the advice to follow (default: the first with a change)"
+    )
+    proof.add_argument("--seeds", type=_positive, default=5, help="pairs of runs (default: 5)")
+    budget = "of each run (default: a fifth of what the run has done)"
+    proof.add_argument("--budget-env-steps", type=_positive, metavar="N", help=budget)
+    proof.add_argument("--jobs", type=_positive, default=2, help="runs at a time (default: 2)")
+    control = "a third run of each seed, with another setting changed as much at random"
+    proof.add_argument("--control", action="store_true", help=control)
+    start = "compare runs from their beginning instead of forks"
+    proof.add_argument("--from-start", action="store_true", help=start)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return int(text)
+
+
+def _change(text: str) -> str:
+    if not all(text.partition("=")):
+        raise ArgumentTypeError(f"must be SETTING=VALUE, such as model.learner.gamma=0.99, got {text}")
+    return text
 
 
 def _get_export_parser() -> ArgumentParser:

@@ -40,17 +40,17 @@ EXPECTED = (
     DamagedCheckpoint,
     RehearsalFailed,
 )
-Command = Callable[[Any], int]  # of its words, or of what a parser read from them
+Command = Callable[..., int]  # of its words, or of what a parser read from them
 
 
 def quietly(command: Command) -> Command:
     """Let a command show nothing but its own lines, and name what the user can mend as a refusal."""
 
     @functools.wraps(command)
-    def wrapped(asked: Any) -> int:
+    def wrapped(*asked: Any) -> int:
         try:
             with quiet():
-                return command(asked)
+                return command(*asked)
         except EXPECTED as error:
             raise Refused(str(error)) from error
 

@@ -22,7 +22,7 @@ from perdqn.cli.checkpoints import read_checkpoint, spell_settings
 from perdqn.cli.command_line import Refused, expand, get_root, is_asking, split_reference
 from perdqn.cli.parsers import get_parsers
 from perdqn.cli.quiet import quietly
-from perdqn.config import format_config_summary, get_config_summary, row_bytes
+from perdqn.config import format_config_summary, get_config_summary
 from perdqn.module import PERDQN
 from perdqn.run.folder import require_writable
 from perdqn.run.saves import find_save
@@ -107,13 +107,10 @@ def _record(cli: RunCLI, path: Path) -> dict[str, Any]:
 def check(argv: list[str]) -> int:
     """Judge the settings without training."""
     cli = RunCLI("check", expand(argv))
-    if cli.spec is None:
+    if cli.preflight is None:
         raise Refused("the environment could not be looked at")
-    replay = cli.settings.replay
-    needed = replay.capacity * row_bytes(cli.spec, replay.storage)
-    images = " and what its images are compressed to" if replay.storage == "lz4" else ""
     print(format_config_summary(get_config_summary(cli.settings)))
-    print(f"the replay needs {needed / 2**20:,.1f} MiB{images}")
+    print(cli.preflight.table())
     warn(cli.report.warnings)
     print("no faults")
     return 0

@@ -28,9 +28,7 @@ from perdqn.cli.sitting import train
 from perdqn.run.folder import LOGS, RunFolder
 from perdqn.run.report import format_report
 from perdqn.run.saves import Save, adopt, find_run, find_save, set_aside
-
-# what a fork may change, at the price of its replay
-OF_REPLAY = ("model.env.num_envs", "model.env.vectorization", "model.replay.capacity")
+from perdqn.run.shape import FORKABLE, OF_REPLAY, SEED
 
 
 @quietly
@@ -77,8 +75,10 @@ def _go_on(save: Save, options: list[str], told: str, is_fork: bool) -> int:
     lineage = _get_lineage(save, saved) if is_fork else None
 
     def approve(cli: RunCLI) -> None:
-        refuse_other_shapes(cli, saved, save.checkpoint, OF_REPLAY if is_fork else ())
+        refuse_other_shapes(cli, saved, save.checkpoint, _get_free(cli, saved, is_fork))
         _refuse_finished(cli, saved)
+        if lineage is not None and list_fixed(cli, saved, (SEED,)):
+            lineage["seed"] = saved["hyper_parameters"]["seed"]
 
     settings = ["--config", str(save.run.config), *_choose_root(save.run, options, lineage), *options]
     cli = RunCLI("resume", settings, origin=save.run, lineage=lineage, told=told, approve=approve)
@@ -87,6 +87,14 @@ def _go_on(save: Save, options: list[str], told: str, is_fork: bool) -> int:
     for said in ("the checkpoint holds no replay", ".* arithmetic may differ because"):  # in the report
         warnings.filterwarnings("ignore", said)
     return train(cli, str(checkpoint))
+
+
+def _get_free(cli: RunCLI, saved: dict[str, Any], is_fork: bool) -> tuple[str, ...]:
+    """What need not fit the saved state; a fork may have died before it saved anything with its own seed."""
+    if is_fork:
+        return FORKABLE
+    is_from_before = (cli.lineage or {}).get("seed") == saved["hyper_parameters"]["seed"]
+    return (SEED,) if is_from_before else ()
 
 
 def _choose_root(run: RunFolder, options: list[str], lineage: dict[str, Any] | None) -> list[str]:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from perdqn.acting.environment import is_native
 from perdqn.acting.exactness import BIT_EXACT, self_test
 from perdqn.assembly import RunCLI, warn
-from perdqn.run.dashboard import log_score
+from perdqn.run.dashboard import log_result
 from perdqn.run.summary import format_table, get_evaluation, get_figures, get_resume_command
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -29,6 +29,8 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
     with _naming_failure(cli):
         if cli.folder is not None:
             print(f"run folder {cli.folder.path}")
+            if cli.preflight is not None:
+                print(cli.preflight.table())
             cli.exactness = _get_exactness(cli)
             if checkpoint is None:  # else the report has said so
                 print(f"exactness  {cli.exactness}")
@@ -36,8 +38,9 @@ def train(cli: RunCLI, checkpoint: str | None) -> int:
     status, reason = _get_outcome(cli, code)
     figures = _get_run_figures(cli, status, reason, final)
     _write_run_figures(cli, figures)
-    if final is not None:
-        log_score(cli.trainer, cli.model.hparams, final["mean"], cli.model.env_steps)
+    if final is not None and cli.folder is not None:
+        table = format_table(figures, cli.folder)
+        log_result(cli.trainer, cli.model.hparams, final["mean"], table, cli.model.env_steps)
     if cli.folder is None:
         print(f"{status}: {reason}")
     elif code:

@@ -17,8 +17,8 @@ from perdqn.config.trainer import trainer_faults
 from perdqn.config.values import SECTIONS, flatten, own_fault, own_warning
 from perdqn.config.wording import sentence
 
-# action 8, reward 4, terminated and truncated 1, leaf and its share of the tree and of the counters 24
-ROW_OVERHEAD_BYTES = 37
+# action 4, reward 4, flags 1, priority 8, whether it was measured 1, leaf and its share of the tree 9
+ROW_OVERHEAD_BYTES = 27
 COMPRESSED_OVERHEAD_BYTES = 12  # where a frame lies, and its size
 
 
@@ -46,16 +46,12 @@ class Report:
 def check(
     config: Config,
     *,
-    spec: Any = None,
-    available_bytes: int | None = None,
     trainer: Mapping[str, Any] | None = None,
     known_faulty: Collection[str] = (),
 ) -> Report:
     """All that is wrong or unwise in ``config``.
 
     Args:
-        spec: the environment's `EnvSpec`; without it the replay's memory is not judged.
-        available_bytes: memory the process may still take.
         trainer: arguments of the Trainer, those the user gave or all.
         known_faulty: settings reported elsewhere, such as ``replay.alpha``; nothing is judged by their value.
     """
@@ -69,12 +65,6 @@ def check(
         if sound.keys() >= set(rule.keys):
             for finding in rule.judge(*(sound[key] for key in rule.keys)):
                 (report.faults if isinstance(finding, Fault) else report.warnings).append(str(finding))
-    if (
-        spec
-        and available_bytes is not None
-        and sound.keys() >= {"replay.capacity", "replay.memory_alert_fraction"}
-    ):
-        _judge_memory(config, spec, available_bytes, report)
     report.faults += trainer_faults(trainer or {})
     return report
 
@@ -91,23 +81,6 @@ def row_bytes(spec: Any, storage: str = "raw") -> int:
         return math.prod(column.shape) * int(column.dtype.itemsize)
 
     return sum(map(frame_bytes, spec.columns)) + ROW_OVERHEAD_BYTES
-
-
-def _judge_memory(config: Config, spec: Any, available_bytes: int, report: Report) -> None:
-    replay, each = config.replay, row_bytes(spec, config.replay.storage)
-    needed, usable = replay.capacity * each, int(available_bytes * replay.memory_alert_fraction)
-    need = f"{replay.capacity:,} rows of {each:,} bytes need {_gib(needed)}"
-    size = f"{need}, {_gib(available_bytes)} are available"
-    if needed > available_bytes:
-        must = f"fit into memory ({size})"
-        fitting = f"use at most {usable // each}, or more memory"
-        report.faults.append(sentence("model.replay.capacity", must, replay.capacity, fitting))
-    elif needed > usable:
-        report.warnings.append(f"model.replay.capacity leaves little memory: {size}")
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def _misplaced_sections(config: Config) -> list[str]:

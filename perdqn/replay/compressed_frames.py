@@ -127,11 +127,18 @@ class CompressedFrames:
         self._num_alive = np.zeros(0, np.int64)  # frames in each chunk, and one more while a ring fills it
         self._free: list[int] = []  # chunks, as a heap: the lowest first, so that the end can be cut off
         self._filling = [(-1, 0, 0)] * num_rings  # chunk, and where in the array the next frame goes, and end
-        self._cache = np.zeros(num_cached * self._width, np.uint8)
-        self._cached = np.full(num_cached, NO_FRAME, np.int64)
-        self._wanted = np.full(8 * num_cached, NO_FRAME, np.int64)
+        self._make_cache(num_cached)
         self._counts = np.zeros(2, np.int64)
         self._buffers = Buffers()
+
+    def _make_cache(self, num_frames: int) -> None:
+        self._cache = np.zeros(num_frames * self._width, np.uint8)
+        self._cached = np.full(num_frames, NO_FRAME, np.int64)
+        self._wanted = np.full(8 * num_frames, NO_FRAME, np.int64)
+
+    def drop_cache(self) -> None:
+        """Keep no frame decompressed from now on."""
+        self._make_cache(0)
 
     def __len__(self) -> int:
         return self.shape[0]

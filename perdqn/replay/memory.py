@@ -1,12 +1,10 @@
-"""How much memory this process may use, how much is used, and giving some back.
+"""How much memory this process may use, and how much is used.
 
 Knows nothing about what the memory holds.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,11 +67,3 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def trim_heap() -> None:
-    """Ask glibc to return free heap pages; other C libraries do so by themselves or not at all."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

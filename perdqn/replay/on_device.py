@@ -350,6 +350,12 @@ class OnDeviceReplay(PrioritizedReplay):
         self._fetch()
         return super().get_performance_stats()
 
+    def priorities_of(self, ids: Ints) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        self._catch_up()
+        slots = self._copy(self.rows.slots(ids))
+        priorities, measured = (self._tensors[name][slots].cpu() for name in ("priorities", "measured"))
+        return priorities.numpy(), measured.numpy()
+
     def newest_batch_stats(self) -> dict[str, float]:
         if self._newest_there is not None:
             ids, weights = self._newest_there
@@ -362,9 +368,9 @@ class OnDeviceReplay(PrioritizedReplay):
         tree = self._leaves.nbytes if self._is_there else 0
         return {**super().get_memory_usage(), "device_bytes": sum(each.nbytes for each in tensors) + tree}
 
-    def release_memory(self) -> int:
+    def release_memory(self, caches: bool = False) -> int:
         self._newest_there = None
-        return super().release_memory()
+        return super().release_memory(caches)
 
     def state_dict(self, include_leaves: bool = True) -> dict[str, Any]:
         self._fetch()

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from holdfast.resources.heap import trim_heap
 from holdfast.storage.generations import File
 from holdfast.storage.parts import PartStore
 from numpy.typing import NDArray
 
 from perdqn.replay import passes
 from perdqn.replay.journal import FASTEST, read_rows, write_rows
-from perdqn.replay.memory import memory, trim_heap
+from perdqn.replay.memory import memory
 from perdqn.replay.rows import (
     FINAL,
     Appended,
@@ -113,7 +114,7 @@ class PrioritizedReplay:
         self._maximum, self._num_at_maximum = 0.0, 0
         self._scaled_maximum: tuple[float, float] | None = None  # (priority, priority^alpha) last used
         self._stale = False
-        self._rng = np.random.default_rng(seed)
+        self.reseed(seed)
         self._envs = np.arange(num_envs)
         self.samples_drawn = self.transitions_added = self.priorities_updated = 0
         self._hits = self._misses = 0
@@ -439,7 +440,7 @@ class PrioritizedReplay:
         if self._num_at_maximum > 0:
             assert self._maximum == self._priorities[self._measured].max()
             assert self._num_at_maximum == np.count_nonzero(self._priorities[self._measured] == self._maximum)
-        assert not self._measured[~allowed].any() and not self.rows.draws[~allowed].any()
+        assert not (self._measured | (self.rows.draws > 0))[~allowed].any()
         blocks = np.arange(self.capacity) // passes.BLOCK
         assert (self._bounds[blocks] >= self._priorities * self._measured).all()
         if self._smallest is not None:
@@ -486,6 +487,11 @@ class PrioritizedReplay:
             "memory_usage": self.get_memory_usage(),
         }
 
+    def priorities_of(self, ids: Ints) -> tuple[Array, NDArray[np.bool_]]:
+        """Stored priorities, before the exponent, of live rows, and whether each was ever measured [n]."""
+        slots = self.rows.slots(ids)
+        return self._priorities[slots], self._measured[slots]
+
     def newest_batch_stats(self) -> dict[str, float]:
         """Cheap figures of the batch drawn last: mean weight, its effective size, mean age in rows."""
         if self._newest_batch is None:
@@ -524,11 +530,22 @@ class PrioritizedReplay:
             "alert": used > self.memory_alert_fraction * limit,
         }
 
-    def release_memory(self) -> int:
-        """Hand memory that is not in use back to the system; returns by how many bytes the process shrank."""
+    @property
+    def bytes_to_come(self) -> int:
+        """Bytes that will still be taken until the replay is full."""
+        reserved = self._priorities.nbytes + self._measured.nbytes + self._tree.nbytes
+        untouched = int((1 - len(self.rows) / self.capacity) * reserved)
+        return untouched + self.rows.untouched_bytes + self.rows.bytes_to_come
+
+    def release_memory(self, caches: bool = False) -> int:
+        """Hand memory that is not in use back to the system; returns by how many bytes the process shrank.
+
+        Args:
+            caches: also give up, for good, what only saves time: frames kept decompressed.
+        """
         before = psutil.Process().memory_info().rss
         self._newest_batch = None
-        self.rows.release_memory()
+        self.rows.release_memory(caches)
         gc.collect()
         trim_heap()
         return max(0, before - psutil.Process().memory_info().rss)
@@ -595,6 +612,10 @@ class PrioritizedReplay:
         self.rows.load_parts(store, entry["rows"], saved["flags"])
         self.rows.draws[:] = saved.get("draws", 0)
         self._restore(entry, saved["priorities"], saved["measured"], saved.get("leaves"))
+
+    def reseed(self, seed: int) -> None:
+        """Begin the sampler's random numbers anew."""
+        self._rng = np.random.default_rng(seed)
 
     def _changing(self) -> dict[str, Array]:
         """By slot, what a row's life changes; the leaves apart."""

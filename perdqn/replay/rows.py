@@ -364,8 +364,10 @@ class Rows:
         repeat = self.spec.stack_padding == "repeat"
         return _stack_slots(self.flags, self.num_envs, self.length, ids, self.spec.frame_stack, repeat)
 
-    def release_memory(self) -> None:
-        """Let go of what only makes gathering faster."""
+    def release_memory(self, caches: bool = False) -> None:
+        """Let go of what only makes gathering faster; ``caches``: of decompressed frames too, for good."""
+        for compressed in self._compressed.values() if caches else ():
+            compressed.drop_cache()
         for stored in self.frames.values():
             stored.release_memory()
 
@@ -380,6 +382,13 @@ class Rows:
         frames = {f"frames/{name}": stored.nbytes for name, stored in self.frames.items()}
         caches = {f"frame_cache/{name}": stored.cache_nbytes for name, stored in self._compressed.items()}
         return {**frames, **caches, "scalars": scalars}
+
+    @property
+    def untouched_bytes(self) -> int:
+        """Bytes reserved for rows that are still to come."""
+        raw = (stored.nbytes for stored in self.frames.values() if isinstance(stored, RawFrames))
+        reserved = sum(raw) + self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes
+        return int((1 - len(self) / self.size_limit) * reserved)
 
     @property
     def bytes_to_come(self) -> int:

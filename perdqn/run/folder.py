@@ -45,6 +45,10 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def preflight(self) -> Path:
+        return self.path / "monitor" / "preflight.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
 

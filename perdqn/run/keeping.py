@@ -1,4 +1,4 @@
-"""The callbacks of holdfast that keep a run, with the settings a command line has of them.
+"""The callbacks of holdfast that keep a run and watch it, with the settings a command line has of them.
 
 Knows nothing about how they do it.
 """
@@ -9,12 +9,22 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from holdfast import EmergencyCheckpoint, ErrorRecovery, VerifiedCheckpoint
+from holdfast import (
+    AutoScaler,
+    EmergencyCheckpoint,
+    ErrorRecovery,
+    PerformanceMonitor,
+    ResourceMonitor,
+    TuningAdvisor,
+    VerifiedCheckpoint,
+)
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+Sections = dict[str, tuple[type, dict[str, Any]]]
+
 # By section of the settings: the callback, and what may be set of it with the default here.
-SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
+KEEPERS: Sections = {
     "checkpoint": (
         VerifiedCheckpoint,
         {
@@ -52,9 +62,50 @@ SECTIONS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
+WATCHERS: Sections = {
+    "resources": (
+        ResourceMonitor,
+        {"interval_s": 1.0, "log_every_seconds": 30.0, "write_every_seconds": 10.0, "releases": True},
+    ),
+    "performance": (
+        PerformanceMonitor,
+        {
+            "report_every_steps": None,
+            "report_every_episodes": None,
+            "window_steps": 24,
+            "every_s": 1.0,
+            "max_cost": 0.002,
+            "interventions": False,
+        },
+    ),
+    "advisor": (
+        TuningAdvisor,
+        {
+            "mode": "advise",
+            "rules": [],
+            "without": [],
+            "every_n_steps": 200,
+            "monitor": "eval/return_mean",
+            "monitor_mode": "max",
+            "num_samples": 20,
+            "bounds": None,
+        },
+    ),
+    "scaler": (AutoScaler, {"bounds": None, "window": 500, "min_gain": 0.05}),
+}
+SWITCHES = {  # of the watchers: what is on unless told otherwise, and the help
+    "resources": (True, "watch memory, processor, disk and accelerator"),
+    "performance": (True, "measure where the time goes, and name what slows the run down"),
+    "advisor": (True, "say which settings to change, and why"),
+    "scaler": (False, "fit settings to the machine that change the speed alone"),
+}
+
+
 def add_sections(parser: Any) -> None:
     """Give each callback a section; they are built with the trainer."""
-    for name, (kind, defaults) in SECTIONS.items():
+    for name, (default, text) in SWITCHES.items():
+        parser.add_argument(f"--watch.{name}", type=bool, default=default, help=text)
+    for name, (kind, defaults) in {**KEEPERS, **WATCHERS}.items():
         parser.add_class_arguments(kind, name, skip=_parameters_of(kind) - defaults.keys())
         parser.set_defaults({f"{name}.{key}": value for key, value in defaults.items()})
 

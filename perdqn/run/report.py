@@ -41,7 +41,7 @@ def format_report(
         *(("forked from", format_lineage(origin)) for origin in [lineage] if origin),
         ("written", _origin(save)),
         ("at", format_position(checkpoint)),
-        ("restored", format_contents(checkpoint, leaves_replay)),
+        ("restored", format_contents(checkpoint, leaves_replay, "seed" in (lineage or {}))),
         ("exactness", exactness),
         ("environment", _judge(environment)),
         *(("changed", change) for change in changes),
@@ -56,14 +56,17 @@ def format_position(checkpoint: Mapping[str, Any]) -> str:
     return ", ".join(f"{state[key]:,} {unit}" for unit, key in counts.items())
 
 
-def format_contents(checkpoint: Mapping[str, Any], leaves_replay: bool = False) -> str:
+def format_contents(
+    checkpoint: Mapping[str, Any], leaves_replay: bool = False, is_reseeded: bool = False
+) -> str:
     """What of the run's state is in the checkpoint and taken over, in words."""
     state, parts = checkpoint["perdqn"], checkpoint.get("holdfast", {}).get("parts", {})
     if leaves_replay or not ("replay" in state or parts):
         return "weights and optimizer; without the replay, training warms up again and goes another way"
     rows, acting = count_rows([state.get("replay"), parts]), state["experience"]["acting"]
     in_progress = "no episode" if acting is None else f"{len(acting['environments']['actions'])} episodes"
-    return f"weights, optimizer, {rows:,} replay rows, {in_progress} in progress, all random streams"
+    streams = "random streams begin anew" if is_reseeded else "all random streams"
+    return f"weights, optimizer, {rows:,} replay rows, {in_progress} in progress, {streams}"
 
 
 def format_lineage(lineage: Mapping[str, Any]) -> str:

@@ -67,6 +67,11 @@ def format_table(figures: Mapping[str, Any], run: RunFolder) -> str:
         "look at it": f"tensorboard --logdir {shlex.quote(str(run.path.parent))}",
         "resume it": get_resume_command(run.path),
     }
+    return format_rows(rows)
+
+
+def format_rows(rows: Mapping[str, Any]) -> str:
+    """A line for each, the values below one another."""
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 

@@ -472,7 +472,7 @@ def test_early_stop_is_kept_and_any_other_wish_to_stop_is_not(tmp_path: Path) ->
 
 
 class Keeping(Regression):
-    """Attributes of many types, one of them a setting."""
+    """Attributes of many types, one of them a setting, one a class whose instances have a length."""
 
     def __init__(self, setting: float = 1.0) -> None:
         super().__init__()
@@ -483,6 +483,7 @@ class Keeping(Regression):
         self.stream = np.random.default_rng(4)
         self.first: torch.Tensor | None = None
         self.same = list(self.parameters())
+        self.kind = dict
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.counts["steps"] += 1

@@ -14,7 +14,7 @@ import yaml
 from holdfast.storage.generations import GenerationFolder
 
 from perdqn.__main__ import main
-from perdqn.fingerprint import differing, fingerprint
+from perdqn.fingerprint import differing, fingerprint, parts_of
 
 from .saved_runs import add_generation, copy_run, damage, keeping, make_run
 
@@ -191,8 +191,48 @@ def test_fork_that_dies_before_its_first_save_goes_on_by_itself(
     assert summary_of(forked)["env_steps"] >= 300
 
 
+@pytest.mark.parametrize("change", ["--model.seed=5", "--model.seed=6"])
+def test_fork_with_another_seed_keeps_the_past_and_has_another_future(
+    run: Path, original: Path, change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fork(capsys, run, change, keeping(tmp_path))
+    assert "random streams begin anew" in said
+    assert "could not be played again" not in said
+    assert summary_of(run.with_name("version_1"))["forked_from"]["seed"] == 0
+    again = tmp_path / "again"
+    fork(capsys, run, change, keeping(again))
+    as_was, other, same = (
+        torch.load(folder / "end.ckpt", weights_only=True)
+        for folder in (original.parents[1] / "states", tmp_path, again)
+    )
+    parts = differing(fingerprint(as_was), fingerprint(other))
+    assert {"rng", "environments", "weights", "replay_rows"} <= set(parts)
+    assert differing(fingerprint(other), fingerprint(same)) == []
+    one, another = parts_of(as_was)["rng"], parts_of(other)["rng"]
+    assert one["sampling"] != another["sampling"]
+    assert one["exploration"] != another["exploration"]
+    assert not torch.equal(one["noise"], another["noise"])
+    assert not torch.equal(one["global"]["torch"], another["global"]["torch"])
+
+
+@pytest.mark.parametrize("killed_at", ["before its first save", "under way"])
+def test_fork_with_another_seed_resumes_exactly(
+    run: Path, original: Path, killed_at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork(capsys, run / "checkpoints" / "update-16.ckpt", "--model.seed=5", keeping(tmp_path / "whole"))
+    forked = run.with_name("version_1")
+    states = {"before its first save": original.parents[1] / "states/16.ckpt"}
+    source = states.get(killed_at, tmp_path / "whole/32.ckpt")
+    shutil.rmtree(forked / "checkpoints")
+    add_generation(forked, "killed", source)
+    (forked / "summary.json").write_text(json.dumps({**summary_of(forked), "status": "running"}))
+    assert main(["resume", str(forked), keeping(tmp_path / "resumed")]) == 0
+    ends = [torch.load(tmp_path / name / "end.ckpt", weights_only=True) for name in ("whole", "resumed")]
+    assert differing(*map(fingerprint, ends)) == []
+
+
 @pytest.mark.parametrize(
-    "change", ["--model.network.init_args.hidden_sizes=[16]", "--model.env.frame_stack=2", "--model.seed=5"]
+    "change", ["--model.network.init_args.hidden_sizes=[16]", "--model.env.frame_stack=2"]
 )
 def test_fork_keeps_what_cannot_change(run: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "for life" in fork(capsys, run, change, code=2)

@@ -6,8 +6,9 @@ import numpy as np
 import psutil
 import pytest
 
+from perdqn.module import PERDQN
 from perdqn.replay import prioritized
-from perdqn.replay.memory import Memory, memory, memory_limit, trim_heap
+from perdqn.replay.memory import Memory, memory, memory_limit
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import OBS, Column, EnvSpec
 
@@ -100,6 +101,12 @@ def replay():
     return PrioritizedReplay(EnvSpec((Column(OBS, (10,), np.dtype(np.float32)),), False, 2), capacity=1000)
 
 
+def fill(replay, num_rows):
+    frames, flag = {OBS: np.ones((1, 10), np.float32)}, np.array([False])
+    for _ in range(num_rows):
+        replay.add(frames, np.array([0]), np.array([1.0]), flag, flag)
+
+
 def test_memory_usage_adds_up_to_what_the_arrays_take(replay):
     usage = replay.get_memory_usage()
     assert usage["parts"][f"frames/{OBS}"] == 1000 * 40
@@ -127,9 +134,7 @@ def test_the_alert_comes_above_its_share_of_the_limit(replay, monkeypatch, used,
 
 
 def test_releasing_memory_keeps_every_row_and_says_how_much_came_back(replay):
-    frames, flag = {OBS: np.ones((1, 10), np.float32)}, np.array([False])
-    for _ in range(50):
-        replay.add(frames, np.array([0]), np.array([1.0]), flag, flag)
+    fill(replay, 50)
     replay.sample(8)
     released = replay.release_memory()
     assert released >= 0
@@ -138,10 +143,24 @@ def test_releasing_memory_keeps_every_row_and_says_how_much_came_back(replay):
     replay.check_valid()
 
 
-def test_trimming_the_heap_is_harmless_where_it_does_nothing(monkeypatch):
-    trim_heap()
-    loaded = []
-    monkeypatch.setattr("ctypes.CDLL", loaded.append)
-    monkeypatch.setattr("sys.platform", "darwin")
-    trim_heap()
-    assert loaded == []
+def test_what_is_still_to_come_is_what_was_not_written_yet(replay):
+    empty, reserved = replay.bytes_to_come, replay.get_memory_usage()["reserved_bytes"]
+    assert empty == pytest.approx(reserved, rel=0.01)
+    fill(replay, 500)
+    assert replay.bytes_to_come == pytest.approx(empty / 2, rel=0.01)
+    fill(replay, 1500)
+    assert replay.bytes_to_come == 0
+
+
+def test_a_run_tells_its_progress_and_what_memory_it_will_still_take():
+    module = PERDQN(env="CartPole-v1", learner={"warmup_env_steps": 50}, total_env_steps=500)
+    before = module.memory_to_come_bytes
+    assert (module.progress_fraction, before) == (0.0, module.memory.bytes_to_come)
+    module.experience.env_steps = 125
+    assert module.progress_fraction == 0.25
+
+
+def test_progress_of_a_budget_in_episodes_is_counted_in_episodes():
+    module = PERDQN(env="CartPole-v1", total_env_steps=None, total_episodes=40)
+    module.experience.episodes = 30
+    assert module.progress_fraction == 0.75

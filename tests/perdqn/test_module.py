@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from holdfast import AutoScaler
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
@@ -371,3 +372,14 @@ def test_a_run_goes_on_as_it_was_with_the_replay_elsewhere(tmp_path):
         module = small(replay={"device": after})
         trainer().fit(module, ckpt_path=path)
         assert_same(through, fingerprint(module)["weights"])
+
+
+def test_an_auto_scaler_turns_the_groups_of_updates_and_changes_no_bit(tmp_path: Path) -> None:
+    ticks = iter(range(10**6))
+    scaler = AutoScaler(window=4, cache_dir=tmp_path, clock=lambda: float(next(ticks)))
+    scaled, plain = small(), small()
+    trainer(scaler).fit(scaled)
+    trainer().fit(plain)
+    assert scaler._climbs["learner.updates_per_step"].state_dict()["refused"]  # it has tried others
+    assert all(torch.equal(a, b) for a, b in zip(scaled.parameters(), plain.parameters(), strict=True))
+    assert scaled.env_steps == plain.env_steps

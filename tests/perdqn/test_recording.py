@@ -1,5 +1,6 @@
 """Recorded episodes: the frames of the episode that was played, and clear refusals."""
 
+from io import BytesIO
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from perdqn import recording
 from perdqn.acting.environment import MissingExtra, describe
 from perdqn.acting.vector import Environments
 from perdqn.config import EnvConfig, EvaluationConfig
-from perdqn.recording import record
+from perdqn.recording import film, record
 
 
 class Corridor(gymnasium.Env):
@@ -39,7 +40,16 @@ class Corridor(gymnasium.Env):
         return np.array([self.position], np.float32)
 
     def render(self):
-        return np.full((200, 300, 3), 40 * self.position, np.uint8) if self.render_mode else None
+        return np.full((200, 300, 3), 40 * self.position % 256, np.uint8) if self.render_mode else None
+
+
+class Speckled(Corridor):
+    """A picture that no codec makes smaller; its first rows are ten times as bright as steps were taken."""
+
+    def render(self):
+        frame = np.random.default_rng(self.position).integers(256, size=(160, 320, 3), dtype=np.uint8)
+        frame[:4] = 10 * self.position
+        return frame
 
 
 class Mute(Corridor):
@@ -154,3 +164,56 @@ def test_an_environment_that_does_not_draw_is_refused_and_leaves_no_file(tmp_pat
     with pytest.raises(ValueError, match=f"{name} cannot be recorded"):
         record(agent(corridor(name)), tmp_path / "episode.gif", seed=0)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- films
+
+
+def frames_of(filmed):
+    """Milliseconds that each frame of a film is shown, and how bright its corner is."""
+    with Image.open(BytesIO(filmed.gif)) as image:
+        assert image.size == (filmed.width, filmed.height)
+        steps = [image.seek(i) or image.convert("RGB").getpixel((0, 0))[0] for i in range(image.n_frames)]
+        return image.info["duration"], steps
+
+
+def test_a_film_shows_every_step_of_a_short_episode():
+    assert frames_of(film(agent(corridor()), seed=0)) == (50, [0, 40, 80, 120, 160])
+
+
+@pytest.mark.parametrize(("length", "every"), [(99, 1), (100, 2), (199, 2), (200, 4), (1000, 16), (5000, 16)])
+def test_a_film_of_a_long_episode_is_thinned_evenly_and_runs_no_faster(length, every):
+    module = agent(corridor(kwargs={"length": length}))
+    duration, steps = frames_of(film(module, seed=0))
+    length = min(length, recording.MAX_STEPS)
+    assert steps == [40 * step % 256 for step in range(0, length + 1, every)]
+    assert duration == 50 * every
+
+
+def test_a_film_is_small_however_large_and_varied_its_frames_are(monkeypatch):
+    monkeypatch.setattr(recording, "LARGEST_SIDE", 80)
+    monkeypatch.setattr(recording, "MAX_BYTES", 40_000)
+    filmed = film(agent(corridor("Speckled", kwargs={"length": 20})), seed=0)
+    assert (filmed.height, filmed.width) == (40, 80)
+    assert 20_000 < len(filmed.gif) <= 40_000
+    duration, steps = frames_of(filmed)
+    assert duration == 200
+    # the palette of a frame is of 256 colours, so its corner is about as bright
+    assert [round(step / 10) for step in steps] == [*range(0, 21, 4)]
+
+
+def test_a_film_ends_where_it_is_stopped():
+    asked = iter([False, False, True])
+    assert frames_of(film(agent(corridor()), seed=0, is_stopped=lambda: next(asked)))[1] == [0, 40, 80]
+
+
+@pytest.mark.parametrize("name", ["Mute", "Modeless"])
+def test_an_environment_that_does_not_draw_is_not_filmed(name):
+    with pytest.raises(ValueError, match=f"{name} cannot be recorded"):
+        film(agent(corridor(name)), seed=0)
+
+
+def test_a_film_without_pillow_names_the_extra(monkeypatch):
+    monkeypatch.setattr(recording, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"a film needs PIL: pip install 'perdqn\[video\]'"):
+        film(None, seed=0)

@@ -312,14 +312,17 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_tensorboard_has_scalars_by_env_step_a_layout_and_hparams(tmp_path: Path) -> None:
+def test_tensorboard_has_scalars_by_env_step_a_layout_texts_a_film_and_hparams(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert fit(tmp_path, trainer__log_every_n_steps=10) == 0
+    assert fit(tmp_path, trainer__log_every_n_steps=10, dashboard__video_every=2) == 0
     events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0")).Reload()
     tags = events.Tags()
     assert {"train/loss", "rollout/epsilon", "eval/return_mean", "final/return_mean"} <= set(tags["scalars"])
     assert "custom_scalars__config__" in tags["tensors"]
+    texts = {f"run/{name}/text_summary" for name in ("settings", "origin", "environment", "result")}
+    assert texts <= set(tags["tensors"])
+    assert tags["images"] == ["eval/episode"]
     assert "_hparams_/session_start_info" in events.summary_metadata
     assert events.Scalars("eval/return_mean")[-1].step in (400, 200)
     assert events.Scalars("train/loss")[-1].step > 75  # env steps, not updates

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -47,6 +47,19 @@ class Signals:
         """The newest ``num`` samples, oldest first; all that are kept where None."""
         samples = list(self._windows.get(name, ()))
         return samples if num is None else samples[-num:] if num else []
+
+    def select(self, since: int = -1, without: Collection[str] = ()) -> Signals:
+        """Those measured after a step, but for some names."""
+        chosen = Signals(self.settings, self._length)
+        for name, window in self._windows.items():
+            samples = [sample for sample in window if sample.step > since]
+            if samples and name not in without:
+                chosen._windows[name] = deque(samples, self._length)
+        return chosen
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of those that were measured."""
+        return iter(self._windows)
 
     def __contains__(self, name: str) -> bool:
         return name in self._windows

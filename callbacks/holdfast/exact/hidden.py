@@ -10,7 +10,8 @@ that settings may change on resume.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,10 @@ def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
         for key, parameter in owner.named_parameters(recurse=False):
             yield f"requires_grad:{key}", parameter.requires_grad
     for key, value in list(vars(owner).items()):
-        if key not in internals and not isinstance(value, Generator):
+        is_clocked = isinstance(value, partial) and hasattr(
+            type(owner), key
+        )  # somebody stands around a method
+        if key not in internals and not isinstance(value, Generator) and not is_clocked:
             yield key, value
 
 
@@ -199,7 +203,7 @@ def _marks(owner: Any) -> dict[str, Any]:
 def _is_small(value: Any) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return value.nbytes <= _MANY_BYTES
-    return not isinstance(value, nn.Module) and (not hasattr(value, "__len__") or len(value) <= _MANY_ITEMS)
+    return not isinstance(value, nn.Module) and (not isinstance(value, Sized) or len(value) <= _MANY_ITEMS)
 
 
 def _mark(value: Any) -> Any:

@@ -7,32 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+from ..resources.disk import Free, free_space
 from .reason import Context, Trigger
 
 MIB = 2**20
 NUM_FILES = 32  # what a save may create
 Allocate = Callable[[int, int, int], None]
 _ALLOCATE: Allocate | None = getattr(os, "posix_fallocate", None)
-
-
-class Free(NamedTuple):
-    """What is left on a file system; None where it does not count its files."""
-
-    num_bytes: int
-    num_files: int | None
-
-
-def free_space(folder: Path) -> Free:
-    """What this process may still write beside ``folder``'s files."""
-    if not hasattr(os, "statvfs"):
-        return Free(shutil.disk_usage(folder).free, None)
-    figures = os.statvfs(folder)
-    return Free(figures.f_bavail * figures.f_frsize, figures.f_favail if figures.f_files else None)
 
 
 class Reserve:

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from typing import Protocol
 
-from .cgroups import MemoryFigures, Usage
+from ..resources.memory import MemoryFigures, Usage
 from .growth import Growth
 from .reason import Context, Trigger
 
@@ -90,7 +90,7 @@ class Memory(Trigger):
     def _say_what_is_missing(self, figures: MemoryFigures) -> None:
         if not figures.groups:
             self._context.note("no memory control group is visible: the machine's memory is watched")
-        if figures.pressure_file is None:
+        if figures.stalls.file is None:
             self._context.note("no pressure stall information: memory is watched by what is free alone")
 
     def poll(self) -> None:

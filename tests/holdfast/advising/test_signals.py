@@ -35,3 +35,16 @@ def test_windows_survive_a_checkpoint():
     assert after.window("loss") == before.window("loss")
     after.add(9, {"loss": 9.0})
     assert len(after.window("loss")) == 2
+
+
+def test_a_selection_holds_what_came_after_a_step_but_for_some_names():
+    signals = Signals({"lr": 0.1}, length=3)
+    for step in range(4):
+        signals.add(step, {"loss": float(step), "time/data": 1.0})
+    signals.add(0, {"early": 1.0})
+    chosen = signals.select(since=1, without={"time/data"})
+    assert list(chosen) == ["loss"]
+    assert chosen.window("loss") == [Sample(2, 2.0), Sample(3, 3.0)]
+    assert chosen.settings == {"lr": 0.1}
+    chosen.add(5, {"loss": 5.0})
+    assert signals.newest("loss") == 3.0

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from types import SimpleNamespace
 
 import pytest
 from holdfast.triggers import Disk, Reserve
-from holdfast.triggers import disk as module
 from holdfast.triggers.disk import MIB, Free, free_space
 
 
@@ -137,12 +135,6 @@ def test_real_figures_come_from_the_folders_file_system(tmp_path):
     free = free_space(tmp_path)
     assert 0 < free.num_bytes <= os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
     assert free.num_files is None or free.num_files > 0
-
-
-def test_without_statvfs_there_is_another_way(tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "statvfs")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
-    assert free_space(tmp_path) == Free(7, None)
 
 
 def test_a_factor_that_cannot_hold_a_save_is_refused():

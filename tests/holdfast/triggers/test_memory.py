@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from holdfast.resources.memory import Usage
 from holdfast.triggers import Memory
-from holdfast.triggers.cgroups import Usage
 from holdfast.triggers.memory import MIB
 
 GIB = 1024 * MIB

@@ -111,6 +111,18 @@ def test_the_cache_counts_each_frame_of_a_batch_once_and_keeps_what_is_asked_for
     assert frames.cache_counts == (3, 7), "a save is no look-up"
 
 
+def test_a_cache_that_was_given_up_takes_nothing_and_frames_are_those_they_were():
+    frames = CompressedFrames(LARGE, 10, 1, num_cached=10)
+    frames[0:10] = np.arange(10, dtype=np.uint8)[:, None, None]
+    slots = np.array([[1, 2, 3]])
+    before = [frames.gather(slots).copy() for _ in range(3)][-1]
+    frames.drop_cache()
+    assert frames.cache_nbytes == 0
+    assert (frames.gather(slots) == before).all()
+    frames[np.array([2])] = np.full((1, 84, 84), 77, np.uint8)
+    assert (frames.gather(np.array([2])) == 77).all()
+
+
 def test_without_lz4_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lz4", None)
     monkeypatch.setitem(sys.modules, "lz4.block", None)
@@ -168,7 +180,7 @@ def test_batches_and_saves_are_those_of_raw_storage_after_any_operations(
             for replay in pair:
                 replay.update_priorities(batches[0].id, priorities)
         elif operation < 0.93:
-            pair[1].release_memory()
+            pair[1].release_memory(caches=operation < 0.91)
             entries = [
                 replay.save_parts(PartStore(folder)) for replay, folder in zip(pair, folders, strict=True)
             ]

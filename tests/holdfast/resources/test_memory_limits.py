@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from holdfast.triggers.cgroups import MemoryFigures, Usage
+from holdfast.resources.memory import MemoryFigures, Usage
 
 MIB = 2**20
 UNLIMITED_V1 = 9223372036854771712
@@ -48,6 +48,7 @@ def test_files_in_the_cache_are_no_use_of_memory(tmp_path):
     figures = grow(tmp_path, {"proc/self/cgroup": "0::/box", **v2("/box", 600 * MIB, 580 * MIB, stat)})
     assert figures.tightest().used_bytes == 420 * MIB
     assert figures.tightest().free_bytes == 180 * MIB
+    assert figures.tightest().working_set_bytes == 490 * MIB
 
 
 def test_files_in_memory_alone_are_use_of_memory(tmp_path):
@@ -74,7 +75,9 @@ def test_version_1_counts_the_groups_below_and_knows_no_word_for_unlimited(tmp_p
         f"total_inactive_file {90 * MIB}\ntotal_active_file {30 * MIB}",
         "sys/fs/cgroup/cpu,cpuacct/docker/a/memory.limit_in_bytes": 1,
     }
-    assert grow(tmp_path, files).tightest() == Usage("cgroup /docker/a", 600 * MIB, 460 * MIB, 140 * MIB)
+    assert grow(tmp_path, files).tightest() == Usage(
+        "cgroup /docker/a", 600 * MIB, 460 * MIB, 140 * MIB, 30 * MIB
+    )
 
 
 def test_a_container_sees_its_own_group_at_the_mount(tmp_path):

@@ -1,0 +1,61 @@
+"""What a LightningModule or DataModule lets an AutoScaler set.
+
+Knows nothing about how a value is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A whole number that decides how fast training is.
+
+    Args:
+        get: its value now.
+        set: gives it another; called before the first batch, or at a boundary.
+        low, high: bounds, both allowed.
+        keeps_result: whether every value trains the same bits. Only such a knob is turned while a run goes
+            on; any other is decided once, before the first batch, and kept when the run is resumed.
+        progress: of a knob that is turned: a count of work done that no value changes, such as updates.
+        measure: of one that is decided once: seconds for the same work with a value, on throw-away copies.
+    """
+
+    get: Callable[[], int]
+    set: Callable[[int], None]
+    low: int
+    high: int
+    keeps_result: bool = False
+    progress: Callable[[], int] | None = None
+    measure: Callable[[int], float] | None = None
+
+    @property
+    def values(self) -> list[int]:
+        """From lowest to highest, doubling; with the value now."""
+        values, value = {self.low, self.high}, max(1, self.low)
+        while value < self.high:
+            values.add(value)
+            value *= 2
+        return sorted(values | {min(self.high, max(self.low, self.get()))})
+
+    def within(self, name: str, low: int, high: int) -> Knob:
+        """The same with narrower bounds.
+
+        Raises:
+            ValueError: they are not bounds, or lie outside of its own.
+        """
+        if not self.low <= low <= high <= self.high:
+            must = f"lie in [{self.low}, {self.high}], the lower first"
+            raise ValueError(f"bounds['{name}'] must {must}, got {[low, high]}")
+        return replace(self, low=low, high=high)
+
+
+@runtime_checkable
+class Scalable(Protocol):
+    """A LightningModule or DataModule with settings of that kind."""
+
+    def scalable_settings(self) -> Mapping[str, Knob]:
+        """By the names a user knows them by."""

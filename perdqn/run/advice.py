@@ -1,0 +1,62 @@
+"""What a run was advised as it went, and the command that follows it.
+
+Knows nothing about the rules.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.advising.advice import PRIORITIES
+
+from perdqn.run.folder import RunFolder
+from perdqn.run.shape import fits_fork
+
+OVER = ("completed", "stopped at target")  # a fork has nothing left to do
+Record = dict[str, Any]  # a line of advice.jsonl: time, step, event, advice
+
+
+def read_advice(run: RunFolder) -> list[Record] | None:
+    """What holds now, most urgent first; None where nobody advised the run."""
+    path = run.path / "monitor" / "advice.jsonl"
+    if not path.is_file():
+        return None
+    standing: dict[str, Record] = {}
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the run is just writing it
+            continue
+        rule = record["advice"]["rule"]
+        if record["event"] == "withdrawn":
+            standing.pop(rule, None)
+        else:
+            standing[rule] = record
+    return sorted(standing.values(), key=_get_rank)
+
+
+def _get_rank(record: Record) -> tuple[int, float]:
+    advice = record["advice"]
+    return PRIORITIES.index(advice["priority"]), -advice["confidence"]
+
+
+def spell_change(run: RunFolder, advice: Mapping[str, Any]) -> str | None:
+    """The command that follows advice: a fork, or a new run where a fork cannot; None without a change."""
+    changes = {change["setting"]: change["proposed"] for change in advice["changes"]}
+    if not changes:
+        return None
+    options = [word for name, value in changes.items() for word in (f"--{name}", spell(value))]
+    is_over = run.read_summary().get("status") in OVER
+    if is_over or not all(map(fits_fork, changes)):
+        return shlex.join(["perdqn", "fit", "--config", str(run.config), *options])
+    return shlex.join(["perdqn", "resume", str(run.path), "--fork", *options])
+
+
+def spell(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

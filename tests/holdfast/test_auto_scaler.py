@@ -1,0 +1,279 @@
+"""AutoScaler: what it finds on known curves, that it changes no bit, and that its decisions are kept."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from holdfast import AutoScaler, VerifiedCheckpoint
+from holdfast.auto_scaler import THREADS, WORKERS
+from holdfast.scaling.cache import remembered
+from holdfast.scaling.climb import HillClimb, fastest
+from holdfast.scaling.knob import Knob
+from holdfast.scaling.ordinary import workers_of
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+LADDER = [1, 2, 4, 8, 16, 32]
+
+
+def climbed(cost: Any, start: int, noise: float = 0.0, seed: int = 0) -> HillClimb:
+    rng, climb = np.random.default_rng(seed), HillClimb(LADDER, start)
+    for _ in range(1_000):
+        hiccup = 10.0 if noise and rng.random() < 0.1 else 1.0
+        climb.note(cost(climb.value) * math.exp(noise * rng.standard_normal()) * hiccup)
+    assert climb.is_settled
+    return climb
+
+
+@pytest.mark.parametrize("start", LADDER)
+@pytest.mark.parametrize("optimum", LADDER)
+def test_a_climb_finds_the_only_minimum_from_anywhere(start: int, optimum: int) -> None:
+    assert climbed(lambda value: 1 + abs(math.log2(value / optimum)), start).best == optimum
+
+
+def test_a_climb_finds_the_minimum_under_noise_and_hiccups() -> None:
+    # each step of the ladder is 1.5 times dearer; 5 % noise, and a window in ten takes ten times as long
+    found = [climbed(lambda v: 1.5 ** abs(math.log2(v / 8)), 1, 0.05, seed).best for seed in range(100)]
+    assert found.count(8) >= 95
+
+
+def test_a_gain_too_small_to_matter_moves_nothing() -> None:
+    assert climbed(lambda value: 1 - 0.01 * math.log2(value), 4).best == 4
+
+
+def test_a_climb_goes_on_where_it_was_saved() -> None:
+    first = HillClimb(LADDER, 1)
+    for _ in range(20):
+        first.note(1 / first.value)
+    second = HillClimb(LADDER, 1)
+    second.load_state_dict(first.state_dict())
+    assert second.best == first.best > 1
+    other = HillClimb([100], 100)
+    other.load_state_dict(first.state_dict())
+    assert other.best == 100
+
+
+def test_the_fastest_is_kept_only_where_it_gains() -> None:
+    assert fastest([1, 2, 4], 1, {1: 1.0, 2: 0.5, 4: 0.7}.__getitem__) == 2
+    assert fastest([1, 2, 4], 1, {1: 1.0, 2: 0.97, 4: 2.0}.__getitem__) == 1
+
+
+def test_what_was_measured_is_remembered_by_its_question(tmp_path: Path) -> None:
+    asked = []
+
+    def decide() -> int:
+        asked.append(1)
+        return 7
+
+    assert [remembered(tmp_path, ["a", 1], decide) for _ in range(3)] == [7, 7, 7]
+    assert len(asked) == 1
+    assert remembered(tmp_path, ["a", 2], decide) == 7
+    assert len(asked) == 2
+    for path in tmp_path.rglob("*.json"):
+        path.write_text("{")  # torn
+    assert remembered(tmp_path, ["a", 1], decide) == 7
+    assert len(asked) == 3
+
+
+class Clock:
+    """Passes as work is done, at a cost that depends on a setting."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Grouped(LightningModule):
+    """Its ``group`` changes what a step costs, and no result; ``width`` would change results."""
+
+    def __init__(self, clock: Clock, is_plain: bool = True) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+        self.group, self.width, self.done, self.clock = 1, 1, 0, clock
+        self.data: Dataset[Any] = TensorDataset(torch.arange(256.0).reshape(64, 4) / 256)
+        self.data = self.data if is_plain else Drawing()
+        self.seen: list[int] = []
+        self.generator: torch.Generator | None = None
+
+    def scalable_settings(self) -> dict[str, Knob]:
+        def put(name: str) -> Any:
+            return lambda value: setattr(self, name, value)
+
+        costs = {1: 3.0, 2: 2.0, 4: 5.0}
+        return {
+            "group": Knob(lambda: self.group, put("group"), 1, 16, True, lambda: self.done),
+            "width": Knob(lambda: self.width, put("width"), 1, 4, measure=costs.__getitem__),
+        }
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.done += 1
+        self.seen.append(self.group)
+        self.clock.now += 1 + abs(math.log2(self.group / 4))
+        return self.layer(batch[0]).pow(2).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=4, shuffle=True, generator=self.generator)
+
+
+class Drawing(Dataset):  # type: ignore[type-arg]
+    """Its items draw random numbers."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Any:
+        return [torch.rand(4)]
+
+
+def fit(*callbacks: Any, epochs: int = 6, is_plain: bool = True, **options: Any) -> Grouped:
+    torch.manual_seed(0)
+    clock = next((c._clock for c in callbacks if isinstance(c, AutoScaler)), Clock())
+    module = Grouped(clock, is_plain)
+    ckpt_path = options.pop("ckpt_path", None)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    has_checkpoints = any(isinstance(c, VerifiedCheckpoint) for c in callbacks)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        enable_checkpointing=has_checkpoints,
+        **quiet,
+        **options,
+    )
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return module
+
+
+def scaler(tmp_path: Path, **bounds: Any) -> AutoScaler:
+    held = {WORKERS: (0, 0)}
+    return AutoScaler({**held, **bounds}, window=2, cache_dir=tmp_path / "cache", clock=Clock())
+
+
+def test_what_a_module_declares_is_turned_to_its_optimum_and_changes_no_bit(tmp_path: Path) -> None:
+    own = scaler(tmp_path)
+    scaled, plain = fit(own), fit()
+    assert own.decisions["group"] == scaled.group == 4
+    assert max(scaled.seen) == 8  # tried, and left again
+    assert torch.equal(scaled.layer.weight, plain.layer.weight)
+
+
+def test_bounds_hold_a_knob(tmp_path: Path) -> None:
+    assert set(fit(scaler(tmp_path, group=(1, 2))).seen) == {1, 2}
+    assert set(fit(scaler(tmp_path, group=(1, 1))).seen) == {1}
+
+
+def test_what_changes_results_is_left_alone_unless_named_and_then_decided_once(tmp_path: Path) -> None:
+    assert fit(scaler(tmp_path)).width == 1
+    own = scaler(tmp_path, width=(1, 4))
+    assert fit(own).width == own.decisions["width"] == 2
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+
+
+def test_a_resumed_run_keeps_its_decisions_and_decides_nothing_anew(tmp_path: Path) -> None:
+    keep = VerifiedCheckpoint(tmp_path / "saves", every={"steps": 10})
+    own = scaler(tmp_path, width=(1, 4))
+    first = fit(own, keep, epochs=5)
+    assert (first.width, first.group) == (2, 4)
+    for path in (tmp_path / "cache").rglob("*.json"):
+        path.unlink()
+    again = scaler(tmp_path, width=(1, 4))
+    resumed = fit(
+        again, VerifiedCheckpoint(tmp_path / "saves", every={"steps": 10}), epochs=6, ckpt_path="last"
+    )
+    assert again.decisions == own.decisions
+    assert resumed.width == 2
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("*.json"))
+    assert torch.equal(resumed.layer.weight, fit(epochs=6).layer.weight)
+
+
+def test_a_resumed_run_that_was_saved_without_a_scaler_decides_nothing_that_changes_it(
+    tmp_path: Path,
+) -> None:
+    fit(VerifiedCheckpoint(tmp_path / "saves", every={"steps": 10}), epochs=1)
+    own = scaler(tmp_path, width=(1, 4))
+    resumed = fit(own, VerifiedCheckpoint(tmp_path / "saves"), epochs=2, ckpt_path="last")
+    assert resumed.width == 1
+
+
+def test_workers_are_turned_by_themselves_only_where_items_draw_nothing(tmp_path: Path) -> None:
+    plain = AutoScaler({"group": (1, 1), WORKERS: (0, 1)}, cache_dir=tmp_path, clock=Clock())
+    fit(plain, epochs=1)
+    assert plain.decisions[WORKERS] == 0
+    drawing = AutoScaler({"group": (1, 1)}, cache_dir=tmp_path, clock=Clock())
+    fit(drawing, epochs=1, is_plain=False)
+    assert WORKERS not in drawing.decisions
+
+
+def test_workers_are_left_alone_where_a_sampler_shares_its_generator() -> None:
+    # RandomSampler draws once more at its very end, which only workers reach
+    data = TensorDataset(torch.zeros(8, 1))
+    shared = DataLoader(data, shuffle=True, generator=torch.Generator())
+    alone = DataLoader(data, shuffle=True)
+    found = [workers_of([loader], lambda: 0, Clock()) for loader in (shared, alone)]
+    assert [knob is not None and knob.keeps_result for knob in found] == [False, True]
+
+
+def test_workers_change_at_the_end_of_an_epoch_and_no_bit_with_them(tmp_path: Path) -> None:
+    own = AutoScaler({"group": (1, 1), WORKERS: (0, 1)}, cache_dir=tmp_path, clock=Clock())
+    used: list[int] = []
+    fit_one = Grouped.training_step
+
+    class Watching(Grouped):
+        pass
+
+    def step(self: Grouped, batch: Any, batch_idx: int) -> Any:
+        loader = self.trainer.train_dataloader
+        used.append(loader.num_workers)
+        self.clock.now -= loader.num_workers * 0.5  # cheaper with a worker
+        return fit_one(self, batch, batch_idx)
+
+    Grouped.training_step = step  # type: ignore[method-assign]
+    try:
+        scaled = fit(own, epochs=12)
+    finally:
+        Grouped.training_step = fit_one  # type: ignore[method-assign]
+    assert own.decisions[WORKERS] == 1
+    assert {used[i] for i in range(16)} == {0}  # an epoch has 16 batches
+    assert torch.equal(scaled.layer.weight, fit(epochs=12).layer.weight)
+
+
+def test_threads_are_measured_on_a_copy_that_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        own = AutoScaler(
+            {"group": (1, 1), WORKERS: (0, 0), THREADS: (1, before)}, cache_dir=tmp_path, clock=Clock()
+        )
+        scaled = fit(own, epochs=1)
+        assert 1 <= own.decisions[THREADS] <= before
+        torch.set_num_threads(before)
+        assert torch.equal(scaled.layer.weight, fit(epochs=1).layer.weight)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"bounds": {"group": (4, 1)}}, r"bounds\['group'\] must be lowest and highest"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"min_gain": 1.5}, "min_gain must lie in"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        AutoScaler(**options)
+
+
+def test_bounds_outside_of_a_knob_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bounds\['group'\] must lie in \[1, 16\]"):
+        fit(scaler(tmp_path, group=(1, 64)))
