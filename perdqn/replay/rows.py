@@ -194,7 +194,7 @@ def windows(
 
 
 @kernel
-def _stack_slots(
+def stack_slots(
     flags: Array, num_envs: int, length: int, ids: Ints, frame_stack: int, repeat_first: bool
 ) -> Ints:
     """Where the frames of the stacks ending at ``ids`` lie, oldest first [n, stack]."""
@@ -362,7 +362,7 @@ class Rows:
 
     def _stacks(self, ids: Ints) -> Ints:
         repeat = self.spec.stack_padding == "repeat"
-        return _stack_slots(self.flags, self.num_envs, self.length, ids, self.spec.frame_stack, repeat)
+        return stack_slots(self.flags, self.num_envs, self.length, ids, self.spec.frame_stack, repeat)
 
     def release_memory(self, caches: bool = False) -> None:
         """Let go of what only makes gathering faster; ``caches``: of decompressed frames too, for good."""

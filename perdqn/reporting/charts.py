@@ -16,6 +16,7 @@ from typing import Any
 INK, LINE = "#010101", "#020202"
 SERIES = [f"#0300{i:02x}" for i in range(8)]
 SIZE_INCHES = (4.6, 2.3)
+LONG = 1_000.0  # numbers from here on are shortened
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ CHARTS = (
         "discounted reward",
         (
             ("train/td_error_abs_mean", "mean"),
-            ("train/td_error_p50", "median"),
-            ("train/td_error_p99", "99th percentile"),
+            ("health/td_error_abs_p50", "median"),
+            ("health/td_error_abs_p99", "99th percentile"),
             ("train/td_error_abs_max", "largest"),
         ),
         is_log=True,
@@ -70,10 +71,35 @@ CHARTS = (
     Chart("learning", "Learning rate", "", (("train/learning_rate", "learning rate"),)),
     Chart("replay", "Effective sample size", "of a batch", (("replay/effective_sample_size", "ESS"),)),
     Chart("replay", "Age of what is drawn", "rows", (("replay/age_mean", "mean"),)),
-    Chart("replay", "Priority entropy", "1 is uniform", (("replay/priority_entropy", "entropy"),)),
+    Chart("replay", "Priority entropy", "1 is uniform", (("health/priority_entropy", "entropy"),)),
     Chart("replay", "Largest priority", "", (("replay/priority_max", "running maximum"),), is_log=True),
     Chart("replay", "Rows", "", (("replay/size", "rows"),)),
-    Chart("replay", "Replay ratio", "drawn / added", (("replay/ratio", "ratio"),)),
+    Chart("replay", "Replay ratio", "drawn / added", (("health/replay_ratio", "ratio"),)),
+    Chart(
+        "health",
+        "Q-values against returns",
+        "discounted reward",
+        (("health/q_taken_mean", "estimate"), ("health/realised_return_mean", "realised")),
+    ),
+    Chart(
+        "health",
+        "Units that do nothing",
+        "share",
+        (("health/dormant_fraction", "dormant"), ("health/dead_fraction", "dead")),
+    ),
+    Chart("health", "Effective rank", "share of the features", (("health/feature_rank_fraction", "rank"),)),
+    Chart("health", "Action gap", "discounted reward", (("health/action_gap", "gap"),)),
+    Chart("health", "Policy churn", "actions changed by an update", (("health/policy_churn", "churn"),)),
+    Chart("health", "Never replayed", "share of the rows", (("health/never_replayed_fraction", "share"),)),
+    Chart(
+        "resource",
+        "Memory",
+        "share of the limit",
+        (("resource/memory_share", "used"), ("resource/device_memory_share", "accelerator")),
+    ),
+    Chart("resource", "Resident memory", "bytes", (("resource/rss_bytes", "process"),)),
+    Chart("resource", "CPU", "cores", (("resource/cpu_used_cores", "used"),)),
+    Chart("resource", "Free disk", "bytes", (("resource/disk_free_bytes", "free"),)),
     Chart("speed", "Env steps a second", "", (("time/env_steps_per_second", "env steps/s"),)),
 )
 
@@ -88,8 +114,7 @@ def choose_charts(tags: Sequence[str]) -> list[Chart]:
 
 def _plain_chart(tag: str) -> Chart:
     section, _, name = tag.rpartition("/")
-    known = {"health", "resource"}
-    return Chart(section if section in known else "other", name.replace("_", " "), "", ((tag, tag),))
+    return Chart("other", f"{section} {name}".strip().replace("_", " "), "", ((tag, tag),))
 
 
 def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -109,6 +134,8 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
     ]
     if not lines:
         return None
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _new_axes()
     for i, (label, curve, with_band) in enumerate(lines):
         colour = SERIES[i % len(SERIES)]
@@ -130,20 +157,23 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
                 )
     everything = [value for _, curve, _ in lines for value in curve["values"] if value is not None]
     if chart.is_log and everything and min(everything) > 0 and max(everything) > 20 * min(everything):
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter("")
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
     axes.xaxis.set_major_formatter(_short)
-    if axes.get_yscale() != "log":
+    if axes.get_yscale() == "log" or max(map(abs, everything), default=0.0) >= LONG:
         axes.yaxis.set_major_formatter(_short)
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     if len(lines) > 1 and len(runs) == 1:
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="best")
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.0, "ncols": 4}
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=1.2, columnspacing=1.2, **place)
     return _as_svg(figure)
 
 
 def draw_bars(shares: Mapping[str, float]) -> str:
     """An SVG of shares of the time, largest first."""
     rows = sorted(shares.items(), key=lambda row: row[1])
-    figure, axes = _new_axes((7.2, 0.3 * len(rows) + 0.5))
+    figure, axes = _new_axes((11.0, 0.28 * len(rows) + 0.4))
     bars = axes.barh(
         [name.replace("_", " ") for name, _ in rows],
         [100 * share for _, share in rows],
@@ -155,6 +185,19 @@ def draw_bars(shares: Mapping[str, float]) -> str:
     axes.set_xticks([])
     axes.margins(x=0.12)
     axes.spines["bottom"].set_visible(False)
+    return _as_svg(figure)
+
+
+def draw_histogram(edges: Sequence[float], heights: Sequence[float | None], is_log: bool) -> str:
+    """An SVG of one height for each stretch between two edges; None is left out."""
+    figure, axes = _new_axes()
+    axes.stairs(_numbers(heights), edges, fill=True, color=SERIES[0], alpha=0.75)
+    if is_log:
+        axes.set_xscale("log", subs=[])
+    else:
+        axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
+    axes.set_ylim(bottom=0.0)
     return _as_svg(figure)
 
 

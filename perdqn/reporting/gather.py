@@ -25,17 +25,20 @@ from holdfast.storage.lock import holder_of
 
 from perdqn.config import Config
 from perdqn.reporting.curves import Curve, find_event_files, read_curves, thin
+from perdqn.reporting.replay_view import view_replay
+from perdqn.run.advice import read_advice, spell_change
 from perdqn.run.folder import RunFolder
 
 VERSION = 1  # of what `gather` returns
 NEWEST_RATES = 20  # entries of the speed that the time left is reckoned from
 
 
-def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
+def gather(run: RunFolder, now: float | None = None, with_replay: bool = True) -> dict[str, Any]:
     """One run; docs/report.md lists the keys.
 
     Args:
         now: seconds since 1970, for what is reckoned from a run that goes on.
+        with_replay: look into the replay of the newest save, which takes some seconds where it is large.
     """
     now = time.time() if now is None else now
     summary = run.read_summary()
@@ -44,7 +47,6 @@ def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
     generations = _get_generations(run)
     status = _get_status(run, summary)
     monitor = run.path / "monitor"
-    advice = list(read_lines(monitor / "advice.jsonl"))
     alerts = list(read_lines(monitor / "alerts.jsonl"))
     performance = _read_json(monitor / "performance_report.json")
     return {
@@ -62,9 +64,10 @@ def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
         "performance": performance,
         "resources": _get_resources(monitor),
         "alerts": alerts,
-        "advice": get_standing(advice),
-        "advice_log": advice,
+        "advice": _get_advice(run),
+        "advice_log": list(read_lines(monitor / "advice.jsonl")),
         "preflight": _read_json(monitor / "preflight.json"),
+        "replay": view_replay(run) if with_replay else {"missing": "not looked at"},
         "saves": [_describe(generation) for generation in generations],
         "sittings": _get_sittings(run),
         "environment": _get_environment(generations),
@@ -87,23 +90,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def get_standing(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Advice that was given and not withdrawn, in the order of `Advice.rank`."""
-    from holdfast.advising.advice import PRIORITIES
-
-    standing: dict[str, dict[str, Any]] = {}
-    for event in events:
-        advice = event.get("advice") or {}
-        rule = str(advice.get("rule"))
-        if event.get("event") == "advised":
-            standing[rule] = {**advice, "step": event.get("step"), "time": event.get("time")}
-        elif event.get("event") == "withdrawn":
-            standing.pop(rule, None)
-    order = {priority: i for i, priority in enumerate(PRIORITIES)}
-    return sorted(
-        standing.values(),
-        key=lambda one: (order.get(one.get("priority", ""), len(order)), -float(one.get("confidence", 1))),
-    )
+def _get_advice(run: RunFolder) -> list[dict[str, Any]]:
+    """What stands, most urgent first, each with the command that follows it."""
+    return [
+        {
+            **record["advice"],
+            "step": record["step"],
+            "time": record["time"],
+            "command": spell_change(run, record["advice"]),
+        }
+        for record in read_advice(run) or ()
+    ]
 
 
 def list_changed(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -169,7 +166,7 @@ def _get_progress(
 def _get_phases(performance: Any, curves: Mapping[str, Curve]) -> dict[str, float]:
     """Shares of the time by phase: of the newest report, else as logged."""
     shares = (performance or {}).get("shares")
-    if isinstance(shares, dict):
+    if isinstance(shares, dict) and any(shares.values()):
         return {str(name): float(share) for name, share in shares.items()}
     prefix = "time/phase_"
     return {

@@ -13,7 +13,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from perdqn.__main__ import main
-from perdqn.reporting.gather import gather, get_standing, list_changed
+from perdqn.reporting.gather import gather, list_changed
 from perdqn.reporting.headline import get_answers, standing_alerts
 from perdqn.reporting.page import list_differing, name_runs, render
 from perdqn.run.folder import RunFolder
@@ -28,6 +28,7 @@ ADVICE = {
     "expected": "TD errors fall",
     "confidence": 0.8,
 }
+BOTTLENECK = {"label": "data", "share": 0.25, "speed_up": 4 / 3, "confidence": 0.99}
 
 
 @pytest.fixture
@@ -129,23 +130,18 @@ def test_only_settings_that_were_chosen_are_listed_as_changed(run: RunFolder) ->
     assert list_changed({"model.learner.gamma": 0.99}) == []
 
 
-def test_advice_stands_until_it_is_withdrawn_most_urgent_first() -> None:
-    def event(kind: str, rule: str, priority: str, confidence: float = 1.0) -> dict[str, Any]:
-        return {
-            "event": kind,
-            "step": 1,
-            "advice": {"rule": rule, "priority": priority, "confidence": confidence},
-        }
+def test_advice_comes_with_the_command_that_follows_it(run: RunFolder) -> None:
+    (advice,) = gather(run)["advice"]
+    assert advice["step"] == 7
+    assert advice["command"].startswith(f"perdqn resume {run.path} --fork --model.learner.learning_rate")
+    assert advice["command"] in render([gather(run)])
 
-    events = [
-        event("advised", "a", "low"),
-        event("advised", "b", "high", 0.5),
-        event("advised", "c", "high", 0.9),
-        event("advised", "d", "critical"),
-        event("withdrawn", "d", "critical"),
-        event("applied", "a", "low"),
-    ]
-    assert [one["rule"] for one in get_standing(events)] == ["c", "b", "a"]
+
+def test_a_bottleneck_says_what_it_costs(run: RunFolder) -> None:
+    found = {**gather(run), "performance": {"bottlenecks": [BOTTLENECK]}}
+    assert answers(found)["What slows it?"] == "data"
+    assert "1.33 times as fast without" in get_answers(found)[1].detail
+    assert "25 %" in render([found])
 
 
 def test_an_alert_stands_until_it_is_cleared() -> None:
@@ -167,6 +163,7 @@ def test_the_page_is_well_formed_and_asks_nobody(run: RunFolder) -> None:
         "Resources",
         "Other figures",
         "Where the time goes",
+        "What is replayed",
         "Alerts and rescues",
         "Saved states",
         "Settings",
