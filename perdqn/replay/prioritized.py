@@ -619,8 +619,8 @@ class PrioritizedReplay:
 
     def _changing(self) -> dict[str, Array]:
         """By slot, what a row's life changes; the leaves apart."""
-        by_slot = {"flags": self.rows.flags, "priorities": self._priorities, "measured": self._measured}
-        return {**by_slot, "draws": self.rows.draws}
+        by_slot: dict[str, Array] = {"flags": self.rows.flags, "draws": self.rows.draws}
+        return {**by_slot, "priorities": self._priorities, "measured": self._measured}
 
     def _scalars(self) -> dict[str, Any]:
         return {

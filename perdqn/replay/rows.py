@@ -259,9 +259,10 @@ class Rows:
             else RawFrames(column, size)
             for column in spec.columns
         }
-        row = np.dtype([("action", np.int32), ("reward", np.float32), ("draws", np.int32)])
-        by_row = np.zeros(size, row)  # next to each other: a row that is drawn is one line of the cache
-        self.actions, self.rewards, self.draws = (by_row[name] for name in row.names)
+        names, dtypes = ("action", "reward", "draws"), (np.int32, np.float32, np.int32)
+        # next to each other: a row that is drawn is one line of the cache
+        by_row = np.zeros(size, np.dtype(list(zip(names, dtypes, strict=True))))
+        self.actions, self.rewards, self.draws = (by_row[name] for name in names)
         self.flags = np.zeros(size, np.uint8)
         self.heads = np.zeros(num_envs, np.int64)
         self._journal = Journal(self._unchanging(), num_envs)

@@ -63,8 +63,9 @@ class StoredReplay:
         return (self.heads[env] - 1 - offset) % self.length
 
     def _numbers(self) -> dict[str, Array]:
-        dtypes = {"flags": np.uint8, "priorities": np.float64, "measured": np.bool_}
+        dtypes: dict[str, Any] = {"flags": np.uint8}
         dtypes |= {"draws": np.int32} if self._entry.get("has_draws") else {}
+        dtypes |= {"priorities": np.float64, "measured": np.bool_}
         dtypes |= {"leaves": np.float64} if self._entry["has_leaves"] else {}
         numbers = {name: np.zeros(self.num_slots, dtype) for name, dtype in dtypes.items()}
         first = np.maximum(0, self.heads - self.length)
@@ -91,7 +92,7 @@ class StoredReplay:
             actions, rewards = (self._by_slot(rows[name].numpy()) for name in ("actions", "rewards"))
             return actions, rewards, _without_prefix(frames)
         segments = [Segment.from_entry(segment) for segment in self._entry["rows"]["segments"]]
-        columns = {
+        columns: dict[str, Any] = {
             name: _Chosen(self.num_slots, shape, dtype, slots)
             if name.startswith(FRAMES)
             else np.zeros((self.num_slots, *shape), dtype)

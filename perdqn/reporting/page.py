@@ -39,7 +39,7 @@ def render(runs: Sequence[Mapping[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": _plain, "bytes": _as_bytes, "percent": _as_percent}
+    environment.filters.update(plain=_plain, bytes=_as_bytes, percent=_as_percent)
     named = name_runs(runs)
     return environment.get_template("page.html.j2").render(
         runs=[{**run, **_extras(run), "label": label} for label, run in named.items()],
