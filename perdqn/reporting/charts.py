@@ -158,7 +158,8 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
     everything = [value for _, curve, _ in lines for value in curve["values"] if value is not None]
     if chart.is_log and everything and min(everything) > 0 and max(everything) > 20 * min(everything):
         axes.set_yscale("log", subs=[])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        is_narrow = max(everything) < 1000 * min(everything)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_narrow else (1.0,), numticks=6))
     axes.xaxis.set_major_formatter(_short)
     if axes.get_yscale() == "log" or max(map(abs, everything), default=0.0) >= LONG:
         axes.yaxis.set_major_formatter(_short)
