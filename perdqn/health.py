@@ -30,7 +30,7 @@ from perdqn.replay.rows import FINAL, TERMINATED, TRUNCATED, Rows
 if TYPE_CHECKING:
     from perdqn.module import PERDQN
 
-EVERY_UPDATES = 10_000  # between two looks, beside one with each evaluation; a look costs some 30 updates
+EVERY_UPDATES = 20_000  # between two looks, beside one with each evaluation; see docs/observability.md
 DORMANT = 0.025  # of the layer's mean activation: arXiv:2302.12902
 NUM_NEWEST = 2_048  # rows whose episodes are looked at
 NUM_VALUED = 128  # of these, whose realised return is compared with their value
@@ -149,21 +149,25 @@ def _values(module: PERDQN, seen: Probe) -> Figures:
 
 def _errors(module: PERDQN, seen: Probe) -> Figures:
     size = seen.td_error.double().abs()
-    stored, is_measured = module.memory.priorities_of(seen.ids)
-    fresh = (seen.priority.double().cpu().numpy() + module.memory.priority_eps).clip(
-        max=module.memory.priority_clip
-    )
-    staleness = math.nan
-    if module.memory.prioritized and is_measured.any():
-        staleness = float(np.median(np.abs(np.log(stored[is_measured] / fresh[is_measured]))))
+    growth = _priority_growth(module, seen)
     return {
         "td_error_mean": float(seen.td_error.double().mean()),
         "td_error_abs_p50": float(size.quantile(0.5)),
         "td_error_abs_p99": float(size.quantile(0.99)),
         "td_error_relative": ratio(float(size.mean()), float(seen.q_values.double().abs().mean())),
         "td_error_beyond_huber": float((size > module.config.learner.huber_delta).double().mean()),
-        "priority_staleness": staleness,
+        "priority_staleness": float(np.median(np.abs(growth))) if growth.size else math.nan,
     }
+
+
+def _priority_growth(module: PERDQN, seen: Probe) -> Floats:
+    """log(fresh / stored) of those whose priority was measured; fresh is what the networks give now."""
+    if not module.memory.prioritized:
+        return np.empty(0)
+    stored, is_measured = module.memory.priorities_of(seen.ids)
+    fresh = seen.priority.double().cpu().numpy() + module.memory.priority_eps
+    growth: Floats = np.log(fresh.clip(max=module.memory.priority_clip) / stored)[is_measured]
+    return growth
 
 
 def _inputs(seen: Probe) -> Figures:
@@ -226,9 +230,11 @@ def _episodes(module: PERDQN, networks: Networks, q_size: float) -> Figures:
         chosen = known[spread(known.size, NUM_VALUED)]
         figures |= _compare(rows, networks, ids[chosen], returns[chosen])
     last = np.flatnonzero(terminated & may_start)[-NUM_VALUED // 2 :]
-    if last.size:
-        surplus = _taken(rows, networks, ids[last]) - rewards[last].clip(-rows.reward_clip, rows.reward_clip)
+    if (ends := probe(module, networks, ids[last])) is not None:
+        surplus = -ends.td_error.double().cpu().numpy()  # there the target is the reward alone
         figures["terminal_surplus"] = ratio(float(surplus.mean()), q_size)
+        growth = _priority_growth(module, ends)
+        figures["terminal_priority_growth"] = float(np.median(growth)) if growth.size else math.nan
     return figures
 
 

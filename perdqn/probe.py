@@ -113,9 +113,9 @@ def spread(size: int, num: int) -> Ids:
 
 
 @torch.no_grad()
-def probe(module: PERDQN, networks: Networks) -> Probe | None:
-    """Of up to `NUM_PROBED` transitions; None where the replay holds none."""
-    ids = spread_ids(module, NUM_PROBED)
+def probe(module: PERDQN, networks: Networks, ids: Ids | None = None) -> Probe | None:
+    """Of transitions that start at ``ids``, else of up to `NUM_PROBED`; None where there is none."""
+    ids = spread_ids(module, NUM_PROBED) if ids is None else ids
     if ids.size == 0:
         return None
     online, target = networks.online, networks.target

@@ -18,8 +18,6 @@ GUIDE = Path(__file__).parents[1] / "docs" / "monitoring.md"
 @pytest.fixture
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What its Python blocks leave, all of them run one after the other."""
-    pytest.importorskip("holdfast.performance_monitor")
-    pytest.importorskip("holdfast.resource_monitor")
     monkeypatch.chdir(tmp_path)
     left: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL):

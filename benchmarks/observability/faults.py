@@ -2,6 +2,7 @@
 
     python benchmarks/observability/faults.py --set dev      # what thresholds were set on
     python benchmarks/observability/faults.py --set score    # other environments, seeds and magnitudes
+    python benchmarks/observability/faults.py --set check    # others again, for what changed since
     python benchmarks/observability/faults.py --quick        # seconds; shows that it works
 
 Each run is short and has one fault, or none. A fault counts as named where one of its own labels is among
@@ -40,7 +41,7 @@ from perdqn import PERDQN
 from perdqn.advice import RULES, advise
 
 HERE = Path(__file__).resolve().parent
-SEEDS = {"dev": 1_000, "score": 2_000}
+SEEDS = {"dev": 1_000, "score": 2_000, "check": 3_000}
 NUM_FIRST = 3
 
 
@@ -202,6 +203,19 @@ ENVS: dict[str, dict[str, dict[str, Any]]] = {
             "learner": {"n_step": 1, "learning_rate": 1e-3},
         },
     },
+    "check": {
+        "lunarlander": {"env": {"id": "LunarLander-v3"}, "learner": {"batch_size": 64}},
+        "invaders": {
+            "env": {"id": "MinAtar/SpaceInvaders-v0"},
+            "network": _CNN,
+            "learner": {"learning_rate": 2.5e-4},
+        },
+        "seaquest": {
+            "env": {"id": "MinAtar/Seaquest-v0"},
+            "network": _CNN,
+            "learner": {"learning_rate": 2.5e-4},
+        },
+    },
 }
 HEALTHY: dict[str, dict[str, Any]] = {  # variations that are nobody's fault
     "as is": {},
@@ -229,7 +243,7 @@ class Fault:
 
     Args:
         labels: rules that name it.
-        dev, score: its magnitude.
+        dev, score: its magnitude; ``check`` has that of ``score``.
         settings: changes the configuration.
         patch: changes the module before it is trained.
         backend: eager where nothing else has its graph, for compiling takes longer than the run.
@@ -438,7 +452,7 @@ def train(which: str, run: Run, **more: Any) -> Signals:
     """What a run said of itself.
 
     Args:
-        which: ``dev`` or ``score``.
+        which: ``dev``, ``score`` or ``check``.
         more: settings over all others.
     """
     variation: dict[str, Any] = HEALTHY[run.variation] if run.fault is None else {}

@@ -184,7 +184,7 @@ def result_of(root: Path) -> dict[str, Any]:
 
 
 def curves_of(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Logged scalars in the order of the files, those that read the wall clock left out."""
+    """Logged scalars in the order of the files, but for those that read the wall clock or the machine."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
@@ -193,7 +193,7 @@ def curves_of(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in sorted(events.Tags()["scalars"])
-        if tag not in clocked
+        if tag not in clocked and not tag.startswith(("time/", "resource/"))
     }
 
 

@@ -330,6 +330,10 @@ class PerformanceMonitor(BoundaryCallback):
                 rank_zero_warn(f"the performance report could not be written: {error}; the run goes on")
         self._windows.charge(self._windows.cpu_clock() - began)
 
+    def advice_signals(self) -> dict[str, float]:
+        """What `TuningAdvisor` asks a callback for: shares of the time, as ``time/phase_...``."""
+        return {f"time/phase_{name}": share for name, share in shares_of(self._windows.estimated_s).items()}
+
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
         newest = list(self._windows.records)[self._num_reported - self._windows.num_records :]
         self._num_reported = self._windows.num_records

@@ -107,6 +107,10 @@ class ResourceMonitor(BoundaryCallback):
         newest = self._watching.newest if self._watching else {}
         return {PREFIX + name: value for name, value in newest.items()}
 
+    def advice_signals(self) -> dict[str, float]:
+        """What `TuningAdvisor` asks a callback for: `stats`."""
+        return self.stats
+
     @property
     def history(self) -> History:
         """All figures, over the whole run, by their names without prefix."""

@@ -399,11 +399,15 @@ WARMUP_SHORT = ValueRule(
 
 TERMINAL_BOOTSTRAP = ValueRule(
     name="terminal_bootstrap",
-    when=["min(health/terminal_surplus, 3) > 0.8", _UNDER_WAY],
+    when=[
+        "min(health/terminal_priority_growth, 3) > 1.2",
+        "min(health/terminal_surplus, 3) > 0.2",
+        _UNDER_WAY,
+    ],
     priority="critical",
     confidence=0.85,
-    message="States that end an episode are worth as much as others: their value goes {0:.0%} of a mean "
-    "value beyond the last reward. Targets seem to bootstrap through terminations.",
+    message="Where episodes end, training found errors e^{0:.1f} times smaller than there are if nothing "
+    "follows, and values go beyond the last reward: targets seem to bootstrap through terminations.",
     source="arXiv:1712.00378",
     expected="ends that are to be avoided are avoided",
     causes=(

@@ -20,6 +20,7 @@ from perdqn.config import read
 from perdqn.config.values import flatten
 from perdqn.health import Health
 from perdqn.module import PERDQN, STATE_KEY
+from perdqn.reporting.curves import read_curves
 from perdqn.run.advice import Record
 from perdqn.run.folder import RunFolder
 from perdqn.run.saves import find_save
@@ -49,12 +50,8 @@ def examine(run: RunFolder) -> list[Record]:
 
 def _read_scalars(run: RunFolder) -> Iterator[tuple[int, str, float]]:
     """Env step, name and value of all that was logged to TensorBoard."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run.path), size_guidance={"scalars": 0})
-    events.Reload()
-    for name in events.Tags()["scalars"]:
-        yield from ((event.step, name, event.value) for event in events.Scalars(name))
+    for name, curve in read_curves(run.path).items():
+        yield from zip(curve.steps.tolist(), [name] * len(curve.steps), curve.values.tolist(), strict=True)
 
 
 def _measure(run: RunFolder) -> Iterator[tuple[int, str, float]]:

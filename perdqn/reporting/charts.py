@@ -52,7 +52,16 @@ CHARTS = (
         "env steps",
         (("eval/length_mean", "evaluation"), ("rollout/length_mean", "training")),
     ),
-    Chart("learning", "Q-values", "discounted reward", (("train/q_mean", "estimate, mean of the batch"),)),
+    Chart(
+        "learning",
+        "Q-values",
+        "discounted reward",
+        (
+            ("train/q_mean", "estimate, mean of the batch"),
+            ("health/q_taken_mean", "of actions taken"),
+            ("health/realised_return_mean", "what they earned"),
+        ),
+    ),
     Chart(
         "learning",
         "TD error",
@@ -75,6 +84,10 @@ CHARTS = (
     Chart("replay", "Largest priority", "", (("replay/priority_max", "running maximum"),), is_log=True),
     Chart("replay", "Rows", "", (("replay/size", "rows"),)),
     Chart("replay", "Replay ratio", "drawn / added", (("health/replay_ratio", "ratio"),)),
+    Chart("replay", "Never replayed", "share of the rows", (("health/never_replayed_fraction", "never"),)),
+    Chart(
+        "replay", "Stale priorities", "stored against fresh", (("health/priority_staleness", "staleness"),)
+    ),
     Chart(
         "health",
         "Q-values against returns",
@@ -83,24 +96,31 @@ CHARTS = (
     ),
     Chart(
         "health",
-        "Units that do nothing",
+        "Units without use",
         "share",
         (("health/dormant_fraction", "dormant"), ("health/dead_fraction", "dead")),
     ),
-    Chart("health", "Effective rank", "share of the features", (("health/feature_rank_fraction", "rank"),)),
-    Chart("health", "Action gap", "discounted reward", (("health/action_gap", "gap"),)),
-    Chart("health", "Policy churn", "actions changed by an update", (("health/policy_churn", "churn"),)),
-    Chart("health", "Never replayed", "share of the rows", (("health/never_replayed_fraction", "share"),)),
+    Chart("health", "Rank of the features", "", (("health/feature_rank", "effective rank"),)),
+    Chart("health", "Overestimation", "of what is earned", (("health/overestimation", "overestimation"),)),
+    Chart("health", "Policy churn", "share of states", (("health/policy_churn", "churn"),)),
+    Chart("health", "Action gap", "", (("health/action_gap", "gap"),)),
+    Chart("health", "Target lag", "", (("health/target_lag", "lag"),)),
+    Chart("speed", "Env steps a second", "", (("time/env_steps_per_second", "env steps/s"),)),
+    Chart("resource", "Memory", "share of the tightest limit", (("resource/memory_share", "memory"),)),
+    Chart("resource", "Resident memory", "bytes", (("resource/rss_bytes", "this process"),)),
+    Chart("resource", "Processor", "cores in use", (("resource/cpu_used_cores", "this process"),)),
     Chart(
         "resource",
-        "Memory",
-        "share of the limit",
-        (("resource/memory_share", "used"), ("resource/device_memory_share", "accelerator")),
+        "Waiting",
+        "share of the time",
+        (
+            ("resource/pressure_cpu_some", "for a processor"),
+            ("resource/pressure_memory_some", "for memory"),
+            ("resource/pressure_io_some", "for disks"),
+        ),
     ),
-    Chart("resource", "Resident memory", "bytes", (("resource/rss_bytes", "process"),)),
-    Chart("resource", "CPU", "cores", (("resource/cpu_used_cores", "used"),)),
-    Chart("resource", "Free disk", "bytes", (("resource/disk_free_bytes", "free"),)),
-    Chart("speed", "Env steps a second", "", (("time/env_steps_per_second", "env steps/s"),)),
+    Chart("resource", "Disk", "bytes free", (("resource/disk_free_bytes", "free"),)),
+    Chart("resource", "GPU memory", "bytes", (("resource/accelerator_used_bytes", "used"),)),
 )
 
 
@@ -113,8 +133,7 @@ def choose_charts(tags: Sequence[str]) -> list[Chart]:
 
 
 def _plain_chart(tag: str) -> Chart:
-    section, _, name = tag.rpartition("/")
-    return Chart("other", f"{section} {name}".strip().replace("_", " "), "", ((tag, tag),))
+    return Chart("other", tag.rpartition("/")[2].replace("_", " "), tag.rpartition("/")[0], ((tag, tag),))
 
 
 def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -10,7 +10,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from perdqn.config import Config
 from perdqn.reporting.curves import Curve, find_event_files, read_curves, thin
 from perdqn.reporting.replay_view import view_replay
 from perdqn.run.advice import read_advice, spell_change
-from perdqn.run.folder import RunFolder
+from perdqn.run.folder import RunFolder, read_lines
 
 VERSION = 1  # of what `gather` returns
 NEWEST_RATES = 20  # entries of the speed that the time left is reckoned from
@@ -47,7 +47,6 @@ def gather(run: RunFolder, now: float | None = None, with_replay: bool = True) -
     generations = _get_generations(run)
     status = _get_status(run, summary)
     monitor = run.path / "monitor"
-    alerts = list(read_lines(monitor / "alerts.jsonl"))
     performance = _read_json(monitor / "performance_report.json")
     return {
         "version": VERSION,
@@ -63,7 +62,7 @@ def gather(run: RunFolder, now: float | None = None, with_replay: bool = True) -
         "phases": _get_phases(performance, curves),
         "performance": performance,
         "resources": _get_resources(monitor),
-        "alerts": alerts,
+        "alerts": list(read_lines(monitor / "alerts.jsonl")),
         "advice": _get_advice(run),
         "advice_log": list(read_lines(monitor / "advice.jsonl")),
         "preflight": _read_json(monitor / "preflight.json"),
@@ -75,23 +74,8 @@ def gather(run: RunFolder, now: float | None = None, with_replay: bool = True) -
     }
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one a line; a line that is being written is left out."""
-    try:
-        text = path.read_text()
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
-
-
 def _get_advice(run: RunFolder) -> list[dict[str, Any]]:
-    """What stands, most urgent first, each with the command that follows it."""
+    """What holds now, most urgent first, with the command that follows it."""
     return [
         {
             **record["advice"],

@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.advising.advice import PRIORITIES
 
-from perdqn.run.folder import RunFolder
+from perdqn.run.folder import RunFolder, read_lines
 from perdqn.run.shape import fits_fork
 
 OVER = ("completed", "stopped at target")  # a fork has nothing left to do
@@ -25,11 +25,7 @@ def read_advice(run: RunFolder) -> list[Record] | None:
     if not path.is_file():
         return None
     standing: dict[str, Record] = {}
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the run is just writing it
-            continue
+    for record in read_lines(path):
         rule = record["advice"]["rule"]
         if record["event"] == "withdrawn":
             standing.pop(rule, None)

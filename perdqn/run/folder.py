@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,18 @@ def newest_run(root: Path) -> RunFolder:
     if not runs:
         raise RunNotFound(f"no run in {root / LOGS}; name a run folder or a checkpoint")
     return max(runs, key=_changed_at)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one a line; none where it is missing, and half a line is left out."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 def _versions(root: Path) -> list[int]:

@@ -84,7 +84,7 @@ WATCHERS: Sections = {
             "mode": "advise",
             "rules": [],
             "without": [],
-            "every_n_steps": 200,
+            "every_n_steps": 500,
             "monitor": "eval/return_mean",
             "monitor_mode": "max",
             "num_samples": 20,

@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
         "total_env_steps": 600,
     },
     "dashboard": {"video_every": 1},
+    "watch": {"resources": False, "performance": False},  # but for those below
     "trainer": {
         "log_every_n_steps": 10,
         "enable_progress_bar": False,

@@ -44,7 +44,7 @@ def give(run: Path, *events: tuple[str, Advice], torn: str = "") -> None:
         json.dumps({"time": 1e9, "step": 1000 * i, "event": event, "advice": each.as_dict()})
         for i, (event, each) in enumerate(events, 1)
     ]
-    (run / "monitor").mkdir()
+    (run / "monitor").mkdir(exist_ok=True)
     (run / "monitor" / "advice.jsonl").write_text("\n".join([*lines, torn]))
 
 

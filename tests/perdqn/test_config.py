@@ -70,7 +70,7 @@ def test_shipped_defaults_have_neither_fault_nor_warning() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_config_has_neither_fault_nor_warning(path: Path) -> None:
     settings = yaml.safe_load(path.read_text())
-    assert check(from_dict(settings["model"]), trainer=settings.get("trainer")) == Report()
+    assert check(from_dict(settings.get("model", {})), trainer=settings.get("trainer")) == Report()
 
 
 def test_importing_the_settings_stays_light() -> None:

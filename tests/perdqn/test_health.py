@@ -137,6 +137,19 @@ def test_nothing_is_told_of_priorities_where_draws_are_uniform():
     assert not {"priority_entropy", "never_replayed_fraction", "priority_staleness"} & found.keys()
 
 
+def test_priorities_of_ends_are_compared_with_errors_that_expect_nothing_to_follow():
+    module = make()
+    for _ in range(2):
+        add(module, 1)
+        add(module, 2, reward=3.0, terminated=True)
+    make_linear(module.online, 4.0, 0.0)  # 8 where 3 is all that comes: errors of 5
+    first, last = module.memory.rows.ids(np.array([1, 4]))
+    module.memory.update_priorities(np.array([first, last]), np.array([5.0, 5.0]))
+    assert measure(module)["terminal_priority_growth"] == pytest.approx(0.0, abs=1e-5)
+    module.memory.update_priorities(np.array([first, last]), np.array([0.5, 0.5]))
+    assert measure(module)["terminal_priority_growth"] == pytest.approx(math.log(10), abs=1e-5)
+
+
 def test_inputs_are_told_as_the_network_sees_them():
     module = make()
     for step in range(4):

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from perdqn import shipped
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["acrobot", "atari", "cartpole", "lunarlander", "minatar"]
+NAMES = ["acrobot", "atari", "cartpole", "guarded", "lunarlander", "minatar"]
 
 
 def read_project(path: Path) -> dict:

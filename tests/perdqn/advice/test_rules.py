@@ -29,6 +29,7 @@ FIGURES = {
     "health/q_bound_ratio": 0.6,
     "health/overestimation": 0.1,
     "health/terminal_surplus": 0.1,
+    "health/terminal_priority_growth": 0.1,
     "health/action_gap": 0.03,
     "health/policy_churn": 0.1,
     "health/td_error_relative": 0.05,
@@ -68,7 +69,11 @@ CASES = {
     "reward_large": ({"health/reward_abs_mean": 300.0}, {}, 1.0),
     "reward_clipped_away": ({}, {"learner.reward_clip": 0.001}, 1.0),
     "rewards_disagree": ({"health/reward_disagreement": 2.0}, {}, None),
-    "terminal_bootstrap": ({"health/terminal_surplus": 0.97}, {}, None),
+    "terminal_bootstrap": (
+        {"health/terminal_surplus": 0.97, "health/terminal_priority_growth": 3.0},
+        {},
+        None,
+    ),
     "termination_hidden": (
         {"health/truncated_fraction": 1.0, "health/truncated_early_fraction": 0.9},
         {},

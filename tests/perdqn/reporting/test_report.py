@@ -130,10 +130,10 @@ def test_only_settings_that_were_chosen_are_listed_as_changed(run: RunFolder) ->
     assert list_changed({"model.learner.gamma": 0.99}) == []
 
 
-def test_advice_comes_with_the_command_that_follows_it(run: RunFolder) -> None:
+def test_advice_has_the_command_that_follows_it(run: RunFolder) -> None:
     (advice,) = gather(run)["advice"]
-    assert advice["step"] == 7
-    assert advice["command"].startswith(f"perdqn resume {run.path} --fork --model.learner.learning_rate")
+    assert advice["rule"] == "learning_rate_high"
+    assert advice["command"] == f"perdqn resume {run.path} --fork --model.learner.learning_rate 0.001"
     assert advice["command"] in render([gather(run)])
 
 

@@ -1,0 +1,63 @@
+"""What watches a run from the command line: on, off, all at once, and without a trace in what is learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from holdfast import AutoScaler, PerformanceMonitor, ResourceMonitor, TuningAdvisor
+
+from perdqn.__main__ import main
+from perdqn.assembly import RunCLI
+from perdqn.shipped import expand
+
+KINDS = {
+    "resources": ResourceMonitor,
+    "performance": PerformanceMonitor,
+    "advisor": TuningAdvisor,
+    "scaler": AutoScaler,
+}
+SHORT = [
+    *("--config", "cartpole", "--model.total_env_steps", "3000", "--model.replay.beta_env_steps", "3000"),
+    *("--model.exploration.epsilon_env_steps", "2000", "--model.evaluation.every_env_steps", "1500"),
+    *("--model.evaluation.episodes", "2", "--model.evaluation.test_episodes", "2"),
+    *("--model.evaluation.stop_at_return", "null", "--trainer.enable_progress_bar", "false"),
+]
+
+
+def watchers(tmp_path: Path, *options: str) -> set[str]:
+    options = (*SHORT, *options, "--trainer.default_root_dir", str(tmp_path))
+    cli = RunCLI("fit", expand(list(options)))
+    return {name for name, kind in KINDS.items() if any(isinstance(c, kind) for c in cli.trainer.callbacks)}
+
+
+def test_a_run_is_watched_and_advised_unless_told_otherwise(tmp_path: Path) -> None:
+    assert watchers(tmp_path) == {"resources", "performance", "advisor"}
+
+
+@pytest.mark.parametrize("name", ["resources", "performance", "advisor"])
+def test_each_has_a_switch(tmp_path: Path, name: str) -> None:
+    found = watchers(tmp_path, f"--watch.{name}", "false")
+    assert found == {"resources", "performance", "advisor"} - {name}
+
+
+def test_the_overlay_turns_everything_on(tmp_path: Path) -> None:
+    assert watchers(tmp_path, "--config", "guarded") == KINDS.keys()
+
+
+def run(tmp_path: Path, *options: str) -> Path:
+    assert main(["fit", *SHORT, *options, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    return tmp_path / "lightning_logs" / "version_0"
+
+
+def test_whoever_watches_leaves_no_trace_in_what_is_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    off = [f"--watch.{name}=false" for name in ("resources", "performance", "advisor")]
+    plain = run(tmp_path / "off", *off)
+    guarded = run(tmp_path / "on", "--config", "guarded", "--performance.every_s", "0.01")
+    assert not (plain / "monitor" / "resources.jsonl").exists()
+    written = {path.name for path in (guarded / "monitor").iterdir()}
+    assert {"performance_report.json", "resources.jsonl", "preflight.json"} <= written
+    capsys.readouterr()
+    assert main(["fingerprint", str(plain), str(guarded)]) == 0, capsys.readouterr().out
