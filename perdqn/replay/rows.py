@@ -388,7 +388,9 @@ class Rows:
     def untouched_bytes(self) -> int:
         """Bytes reserved for rows that are still to come."""
         raw = (stored.nbytes for stored in self.frames.values() if isinstance(stored, RawFrames))
-        reserved = sum(raw) + self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes
+        reserved = (
+            sum(raw) + self.actions.nbytes + self.rewards.nbytes + self.draws.nbytes + self.flags.nbytes
+        )
         return int((1 - len(self) / self.size_limit) * reserved)
 
     @property
