@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,13 @@ def copy_run(run: Path, root: Path) -> Path:
 
 
 def damage(path: Path) -> None:
-    """Change one byte in the middle."""
+    """Change one bit in the middle; of a zip, in that of its largest entry: what pads it has no checksum."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    at = len(content) // 2
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            largest = max(file.infolist(), key=lambda entry: entry.file_size)
+            name, extra = struct.unpack_from("<HH", content, largest.header_offset + 26)
+            at = largest.header_offset + 30 + name + extra + largest.compress_size // 2
+    content[at] ^= 1
     path.write_bytes(content)
