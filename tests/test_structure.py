@@ -40,7 +40,7 @@ PERDQN_PARTS = {
     "evaluation": "acting config transition",
     "recording": "acting config transition",
     "run": "acting recording",
-    "reporting": "config run",
+    "reporting": "config replay run",
     "probe": "",
     "diagnostics": "probe",
     "formulas": "",
@@ -94,9 +94,9 @@ PERDQN_FILES = {
     "config": "wording settings values trainer coercion rules summary checks __init__",
     "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
     "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames"
-    " compressed_frames rows passes prioritized on_device",
+    " compressed_frames rows passes prioritized on_device stored",
     "proving": "__init__ effect arms figures processes until words proof",
-    "reporting": "__init__ curves gather headline charts page",
+    "reporting": "__init__ curves replay_view gather headline charts page",
     "run": "__init__ folder shape advice saves report summary progress record keeping dashboard",
 }
 HOLDFAST_FILES = {

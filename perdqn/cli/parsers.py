@@ -60,6 +60,8 @@ def _get_report_parser() -> ArgumentParser:
     text = "the page (default: report.html in the first run's folder)"
     parser.add_argument("--out", type=Path, help=text)
     parser.add_argument("--json", type=Path, help="the data (default: beside the page, as .json)")
+    text = "do not look into the newest save's replay, which takes some seconds where it is large"
+    parser.add_argument("--no-replay", action="store_true", help=text)
     _add_root(parser)
     return parser
 

@@ -28,7 +28,7 @@ def report(given: Namespace) -> int:
     runs = [_find(reference, given.root) for reference in given.runs or [None]]
     page = given.out or runs[0].path / "report.html"
     data = given.json or page.with_suffix(".json")
-    gathered = [gather(run) for run in runs]
+    gathered = [gather(run, with_replay=not given.no_replay) for run in runs]
     _write(page, render(gathered))
     _write(data, json.dumps({"version": gathered[0]["version"], "runs": gathered}, allow_nan=False) + "\n")
     print(f"page  {page}\ndata  {data}")

@@ -18,7 +18,7 @@ from perdqn.config.values import SECTIONS, flatten, own_fault, own_warning
 from perdqn.config.wording import sentence
 
 # action 4, reward 4, flags 1, priority 8, whether it was measured 1, leaf and its share of the tree 9
-ROW_OVERHEAD_BYTES = 27
+ROW_OVERHEAD_BYTES = 31
 COMPRESSED_OVERHEAD_BYTES = 12  # where a frame lies, and its size
 
 

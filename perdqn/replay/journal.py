@@ -107,6 +107,16 @@ def read_rows(
         raise DamagedPart(f"{path} has its checksum, but cannot be decompressed: {error}") from error
 
 
+def read_described(store: PartStore, file: File) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
+    """Name, dtype and shape of a row of the columns that a part written by `write_rows` holds.
+
+    Raises:
+        DamagedPart, ValueError: see `read_rows`.
+    """
+    header, _ = _read_header(file, memoryview(store.read(file)))
+    return [(name, np.dtype(dtype), tuple(shape)) for name, dtype, shape in header["columns"]]
+
+
 def _encode(columns: Columns, first: Counters, stop: Counters, level: int) -> Iterator[bytes]:
     header = json.dumps(_header(columns, first, stop), separators=(",", ":")).encode()
     yield _SKIPPABLE + len(header).to_bytes(4, "little") + header
@@ -129,6 +139,20 @@ def _header(columns: Columns, first: Counters, stop: Counters) -> dict[str, Any]
 
 def _check_header(file: File, content: memoryview, columns: Columns, first: Counters, stop: Counters) -> int:
     """Where the compressed frame begins."""
+    header, end = _read_header(file, content)
+    expected = _header(columns, first, stop)
+    wrong = [
+        f"{key} {header.get(key)}, not {expected[key]}"
+        for key in expected
+        if header.get(key) != expected[key]
+    ]
+    if wrong:
+        raise ValueError(f"{file.path} holds other rows: {'; '.join(wrong)}")
+    return end
+
+
+def _read_header(file: File, content: memoryview) -> tuple[dict[str, Any], int]:
+    """It, and where it ends."""
     end = 8 + int.from_bytes(content[4:8], "little")
     try:
         header = json.loads(bytes(content[8:end])) if content[:4] == _SKIPPABLE else None
@@ -140,15 +164,7 @@ def _check_header(file: File, content: memoryview, columns: Columns, first: Coun
         raise ValueError(
             f"{file.path} has format version {header.get('version')}, this perdqn reads {VERSION}"
         )
-    expected = _header(columns, first, stop)
-    wrong = [
-        f"{key} {header.get(key)}, not {expected[key]}"
-        for key in expected
-        if header.get(key) != expected[key]
-    ]
-    if wrong:
-        raise ValueError(f"{file.path} holds other rows: {'; '.join(wrong)}")
-    return end
+    return header, end
 
 
 def _pieces(columns: Columns, first: Counters, stop: Counters) -> Iterator[tuple[Any, slice]]:

@@ -95,7 +95,7 @@ class OnDeviceReplay(PrioritizedReplay):
         """Take everything over from the host's arrays."""
         size, device = self.capacity + 1, self._device
         dtypes = {"actions": torch.int32, "rewards": torch.float32, "flags": torch.uint8}
-        dtypes |= {"priorities": torch.float64, "measured": torch.bool}
+        dtypes |= {"priorities": torch.float64, "measured": torch.bool, "draws": torch.int32}
         self._tensors = {
             name: torch.zeros(size, dtype=dtype, device=device) for name, dtype in dtypes.items()
         }
@@ -107,6 +107,7 @@ class OnDeviceReplay(PrioritizedReplay):
         self._leaves = TensorSumTree(self.capacity, device)
         self._tensors["priorities"][:-1] = self._copy(self._priorities)
         self._tensors["measured"][:-1] = self._copy(self._measured)
+        self._tensors["draws"][:-1] = self._copy(self.rows.draws)
         self._leaves.set_all(self._copy(np.append(self._tree.leaves, 0.0)))
         self._copied, self._witness, self._is_there = np.zeros_like(self.rows.heads), None, True
         self._copy_rows()
@@ -141,7 +142,7 @@ class OnDeviceReplay(PrioritizedReplay):
         first.sort()
         gone = self._copy(slots[leaves][first])
         lost = torch.where(measured[gone], priorities[gone], 0.0)
-        measured[gone] = False
+        measured[gone], self._tensors["draws"][gone] = False, 0
         lost = torch.cat([lost, torch.where(measured, priorities, 0.0).amax()[None]])
         maximum = lost.flip(0).cummax(0).values.flip(0)  # once so many rows have gone
 
@@ -184,6 +185,7 @@ class OnDeviceReplay(PrioritizedReplay):
         weights = _power(leaves / smallest.amin(), -beta).float()
         self._hits += batch_size
         self.samples_drawn += batch_size
+        self._tensors["draws"].index_add_(0, slots, torch.ones_like(slots, dtype=torch.int32))
 
         env = slots // self.rows.length
         newest = self._heads[env] - 1
@@ -329,6 +331,7 @@ class OnDeviceReplay(PrioritizedReplay):
         self._catch_up()
         self._priorities[:] = self._tensors["priorities"][:-1].cpu().numpy()
         self._measured[:] = self._tensors["measured"][:-1].cpu().numpy()
+        self.rows.draws[:] = self._tensors["draws"][:-1].cpu().numpy()
         self._set_all_leaves(self._leaves.leaves[:-1].cpu().numpy())
         self._bounds[:] = np.inf
         self._seek_maximum()

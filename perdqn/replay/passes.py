@@ -52,6 +52,7 @@ def add(
     reward: Array,
     terminated: Array,
     truncated: Array,
+    draws: Ints,
     priorities: Array,
     measured: Array,
     leaves: Array,
@@ -78,7 +79,7 @@ def add(
     for slot in retired:
         num_lost += leaves[slot] > 0.0
         num_at_maximum -= measured[slot] and priorities[slot] == maximum
-        priorities[slot], measured[slot] = 0.0, False
+        priorities[slot], measured[slot], draws[slot] = 0.0, False, 0
     set_leaves(leaves, is_stale, stale, num_stale, retired, np.zeros(retired.size))
     may_enter = maximum == 0.0 or num_at_maximum > 0
     if may_enter:
@@ -97,6 +98,7 @@ def draw(
     stale: Ints,
     num_stale: Ints,
     uniform: Array,
+    draws: Ints,
     flags: Array,
     actions: Array,
     rewards: Array,
@@ -109,7 +111,7 @@ def draw(
     """One row from each equal share of the sum, ``uniform`` [n] saying where in the share, and its window.
 
     Returns where windows begin and end as slots and as ids, both [2, n], the leaves where they begin,
-    actions, rewards and discounts.
+    actions, rewards and discounts; ``draws`` counts where they begin.
     """
     settle(leaves, running, starts, is_stale, stale, num_stale, False)
     num = uniform.size
@@ -124,7 +126,7 @@ def draw(
         uniform[i] = leaves[slots[i]]
         prefetch(flags, slots[i])
         prefetch(actions, slots[i])
-        prefetch(rewards, slots[i])
+        draws[slots[i]] += 1
     action, reward, discount = windows(
         flags, actions, rewards, heads, length, slots, n_step, gamma, reward_clip, both_slots, both_ids
     )

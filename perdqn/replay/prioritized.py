@@ -187,7 +187,7 @@ class PrioritizedReplay:
             *rows.scalars,
             *(rows.heads, rows.length, rows.n_step, rows.spec.frame_stack),
             *(self._envs, action, reward, terminated, truncated),
-            *(self._priorities, self._measured),
+            *(rows.draws, self._priorities, self._measured),
             *(nodes.values, nodes.is_stale, nodes.stale, nodes.num_stale),
             *(self._maximum, self._num_at_maximum, *self._entry_priority()),
         )
@@ -213,6 +213,7 @@ class PrioritizedReplay:
             was_maximum = self._measured[retired] & (self._priorities[retired] == self._maximum)
             self._num_at_maximum -= int(np.count_nonzero(was_maximum))
             self._priorities[retired], self._measured[retired] = 0.0, False
+            self.rows.draws[retired] = 0
             self._set_leaves(retired, np.zeros(retired.size))
         self._enter(ready)
 
@@ -263,7 +264,7 @@ class PrioritizedReplay:
         rows = self.rows
         both_slots, both_ids, leaves, action, reward, discount = passes.draw(
             *self._tree.nodes,
-            self._rng.random(batch_size),
+            *(self._rng.random(batch_size), rows.draws),
             *rows.scalars,
             *(rows.heads, rows.length, rows.n_step, rows.gamma, rows.reward_clip),
         )
@@ -439,7 +440,7 @@ class PrioritizedReplay:
         if self._num_at_maximum > 0:
             assert self._maximum == self._priorities[self._measured].max()
             assert self._num_at_maximum == np.count_nonzero(self._priorities[self._measured] == self._maximum)
-        assert not self._measured[~allowed].any()
+        assert not (self._measured | (self.rows.draws > 0))[~allowed].any()
         blocks = np.arange(self.capacity) // passes.BLOCK
         assert (self._bounds[blocks] >= self._priorities * self._measured).all()
         if self._smallest is not None:
@@ -560,6 +561,7 @@ class PrioritizedReplay:
             "rows": self.rows.state_dict(),
             "priorities": torch.from_numpy(self._priorities.copy()),
             "measured": torch.from_numpy(self._measured.copy()),
+            "draws": torch.from_numpy(self.rows.draws.copy()),
             **self._scalars(),
         }
         if not include_leaves:
@@ -575,13 +577,14 @@ class PrioritizedReplay:
             ValueError: the saved replay has another shape.
         """
         self.rows.load_state_dict(state["rows"])
+        self.rows.draws[:] = state.get("draws", 0)
         leaves = state["leaves"].numpy() if "leaves" in state else None
         self._restore(state, state["priorities"].numpy(), state["measured"].numpy(), leaves)
 
     def save_parts(self, store: PartStore) -> dict[str, Any]:
         """Like `state_dict`, through parts: rows are written once, all that changes is written whole.
 
-        The latter takes 18 bytes a row alive: priority, leaf, whether it was measured, flags.
+        The latter takes 22 bytes a row alive: priority, leaf, whether it was measured, draws, flags.
         """
         changing = self._changing()
         if not self._stale:
@@ -590,7 +593,7 @@ class PrioritizedReplay:
             store, changing, *self.rows.alive(self.rows.heads), kind="priorities", level=FASTEST
         )
         parts = {"rows": self.rows.save_parts(store), "priorities": asdict(file)}
-        return {**parts, "has_leaves": "leaves" in changing, **self._scalars()}
+        return {**parts, "has_leaves": "leaves" in changing, "has_draws": True, **self._scalars()}
 
     def load_parts(self, store: PartStore, entry: dict[str, Any]) -> None:
         """Continue where `save_parts` was called; see `load_state_dict`.
@@ -599,12 +602,15 @@ class PrioritizedReplay:
             DamagedPart: a part is not as it was written; the replay is unchanged then.
             ValueError: the saved replay has another shape; nor has it changed then.
         """
-        saved = {name: np.zeros_like(array) for name, array in self._changing().items()}
+        saved = {name: np.zeros(self.capacity, array.dtype) for name, array in self._changing().items()}
+        if not entry.get("has_draws"):  # saved by an earlier version
+            del saved["draws"]
         if entry["has_leaves"]:
             saved["leaves"] = np.zeros(self.capacity)
         bounds = self.rows.alive(self.rows.saved_heads(entry["rows"]))
         read_rows(store, File(**entry["priorities"]), saved, *bounds)
         self.rows.load_parts(store, entry["rows"], saved["flags"])
+        self.rows.draws[:] = saved.get("draws", 0)
         self._restore(entry, saved["priorities"], saved["measured"], saved.get("leaves"))
 
     def reseed(self, seed: int) -> None:
@@ -613,7 +619,8 @@ class PrioritizedReplay:
 
     def _changing(self) -> dict[str, Array]:
         """By slot, what a row's life changes; the leaves apart."""
-        return {"flags": self.rows.flags, "priorities": self._priorities, "measured": self._measured}
+        by_slot: dict[str, Array] = {"flags": self.rows.flags, "draws": self.rows.draws}
+        return {**by_slot, "priorities": self._priorities, "measured": self._measured}
 
     def _scalars(self) -> dict[str, Any]:
         return {
@@ -647,7 +654,7 @@ class PrioritizedReplay:
 
     def _admit_only(self, allowed: NDArray[np.bool_]) -> None:
         """With windows of another length, other rows may start a transition."""
-        self._priorities[~allowed] = 0.0
+        self._priorities[~allowed], self.rows.draws[~allowed] = 0.0, 0
         self._measured &= allowed
         self._bounds[:] = np.inf
         self._seek_maximum()

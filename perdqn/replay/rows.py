@@ -194,7 +194,7 @@ def windows(
 
 
 @kernel
-def _stack_slots(
+def stack_slots(
     flags: Array, num_envs: int, length: int, ids: Ints, frame_stack: int, repeat_first: bool
 ) -> Ints:
     """Where the frames of the stacks ending at ``ids`` lie, oldest first [n, stack]."""
@@ -259,8 +259,10 @@ class Rows:
             else RawFrames(column, size)
             for column in spec.columns
         }
-        self.actions = np.zeros(size, np.int32)
-        self.rewards = np.zeros(size, np.float32)
+        names, dtypes = ("action", "reward", "draws"), (np.int32, np.float32, np.int32)
+        # next to each other: a row that is drawn is one line of the cache
+        by_row = np.zeros(size, np.dtype(list(zip(names, dtypes, strict=True))))
+        self.actions, self.rewards, self.draws = (by_row[name] for name in names)
         self.flags = np.zeros(size, np.uint8)
         self.heads = np.zeros(num_envs, np.int64)
         self._journal = Journal(self._unchanging(), num_envs)
@@ -361,7 +363,7 @@ class Rows:
 
     def _stacks(self, ids: Ints) -> Ints:
         repeat = self.spec.stack_padding == "repeat"
-        return _stack_slots(self.flags, self.num_envs, self.length, ids, self.spec.frame_stack, repeat)
+        return stack_slots(self.flags, self.num_envs, self.length, ids, self.spec.frame_stack, repeat)
 
     def release_memory(self, caches: bool = False) -> None:
         """Let go of what only makes gathering faster; ``caches``: of decompressed frames too, for good."""
@@ -375,7 +377,9 @@ class Rows:
 
         The operating system hands out pages only as they are written.
         """
-        scalars = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.heads.nbytes
+        scalars = sum(
+            each.nbytes for each in (self.actions, self.rewards, self.draws, self.flags, self.heads)
+        )
         frames = {f"frames/{name}": stored.nbytes for name, stored in self.frames.items()}
         caches = {f"frame_cache/{name}": stored.cache_nbytes for name, stored in self._compressed.items()}
         return {**frames, **caches, "scalars": scalars}
@@ -384,7 +388,9 @@ class Rows:
     def untouched_bytes(self) -> int:
         """Bytes reserved for rows that are still to come."""
         raw = (stored.nbytes for stored in self.frames.values() if isinstance(stored, RawFrames))
-        reserved = sum(raw) + self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes
+        reserved = (
+            sum(raw) + self.actions.nbytes + self.rewards.nbytes + self.draws.nbytes + self.flags.nbytes
+        )
         return int((1 - len(self) / self.size_limit) * reserved)
 
     @property

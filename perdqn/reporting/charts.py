@@ -16,6 +16,7 @@ from typing import Any
 INK, LINE = "#010101", "#020202"
 SERIES = [f"#0300{i:02x}" for i in range(8)]
 SIZE_INCHES = (4.6, 2.3)
+LONG = 1_000.0  # numbers from here on are shortened
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ CHARTS = (
     ),
     Chart(
         "health",
+        "Q-values against returns",
+        "discounted reward",
+        (("health/q_taken_mean", "estimate"), ("health/realised_return_mean", "realised")),
+    ),
+    Chart(
+        "health",
         "Units without use",
         "share",
         (("health/dormant_fraction", "dormant"), ("health/dead_fraction", "dead")),
@@ -146,6 +153,8 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
     ]
     if not lines:
         return None
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _new_axes()
     for i, (label, curve, with_band) in enumerate(lines):
         colour = SERIES[i % len(SERIES)]
@@ -167,20 +176,24 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
                 )
     everything = [value for _, curve, _ in lines for value in curve["values"] if value is not None]
     if chart.is_log and everything and min(everything) > 0 and max(everything) > 20 * min(everything):
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter("")
+        axes.set_yscale("log", subs=[])
+        is_narrow = max(everything) < 1000 * min(everything)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_narrow else (1.0,), numticks=6))
     axes.xaxis.set_major_formatter(_short)
-    if axes.get_yscale() != "log":
+    if axes.get_yscale() == "log" or max(map(abs, everything), default=0.0) >= LONG:
         axes.yaxis.set_major_formatter(_short)
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     if len(lines) > 1 and len(runs) == 1:
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="best")
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.0, "ncols": 4}
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=1.2, columnspacing=1.2, **place)
     return _as_svg(figure)
 
 
 def draw_bars(shares: Mapping[str, float]) -> str:
     """An SVG of shares of the time, largest first."""
     rows = sorted(shares.items(), key=lambda row: row[1])
-    figure, axes = _new_axes((7.2, 0.3 * len(rows) + 0.5))
+    figure, axes = _new_axes((11.0, 0.28 * len(rows) + 0.4))
     bars = axes.barh(
         [name.replace("_", " ") for name, _ in rows],
         [100 * share for _, share in rows],
@@ -192,6 +205,19 @@ def draw_bars(shares: Mapping[str, float]) -> str:
     axes.set_xticks([])
     axes.margins(x=0.12)
     axes.spines["bottom"].set_visible(False)
+    return _as_svg(figure)
+
+
+def draw_histogram(edges: Sequence[float], heights: Sequence[float | None], is_log: bool) -> str:
+    """An SVG of one height for each stretch between two edges; None is left out."""
+    figure, axes = _new_axes()
+    axes.stairs(_numbers(heights), edges, fill=True, color=SERIES[0], alpha=0.75)
+    if is_log:
+        axes.set_xscale("log", subs=[])
+    else:
+        axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
+    axes.set_ylim(bottom=0.0)
     return _as_svg(figure)
 
 

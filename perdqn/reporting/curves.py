@@ -53,12 +53,17 @@ def merge(sittings: list[list[Event]]) -> list[Event]:
 
 
 def _read(path: Path) -> Iterator[Event]:
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    # it hands out events as they were written, which takes a third of the time of the loader that converts
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-    for event in EventFileLoader(str(path)).Load():
+    for event in LegacyEventFileLoader(str(path)).Load():
+        step, time = event.step, event.wall_time
         for value in event.summary.value:
-            if value.metadata.plugin_data.plugin_name == "scalars" and len(value.tensor.float_val) == 1:
-                yield value.tag, event.step, value.tensor.float_val[0], event.wall_time
+            kind = value.WhichOneof("value")
+            if kind == "simple_value":
+                yield value.tag, step, value.simple_value, time
+            elif kind == "tensor" and len(value.tensor.float_val) == 1:
+                yield value.tag, step, value.tensor.float_val[0], time
 
 
 def _to_curves(events: list[Event]) -> dict[str, Curve]:

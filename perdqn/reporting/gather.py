@@ -25,6 +25,7 @@ from holdfast.storage.lock import holder_of
 
 from perdqn.config import Config
 from perdqn.reporting.curves import Curve, find_event_files, read_curves, thin
+from perdqn.reporting.replay_view import view_replay
 from perdqn.run.advice import read_advice, spell_change
 from perdqn.run.folder import RunFolder, read_lines
 
@@ -32,11 +33,12 @@ VERSION = 1  # of what `gather` returns
 NEWEST_RATES = 20  # entries of the speed that the time left is reckoned from
 
 
-def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
+def gather(run: RunFolder, now: float | None = None, with_replay: bool = True) -> dict[str, Any]:
     """One run; docs/report.md lists the keys.
 
     Args:
         now: seconds since 1970, for what is reckoned from a run that goes on.
+        with_replay: look into the replay of the newest save, which takes some seconds where it is large.
     """
     now = time.time() if now is None else now
     summary = run.read_summary()
@@ -64,6 +66,7 @@ def gather(run: RunFolder, now: float | None = None) -> dict[str, Any]:
         "advice": _get_advice(run),
         "advice_log": list(read_lines(monitor / "advice.jsonl")),
         "preflight": _read_json(monitor / "preflight.json"),
+        "replay": view_replay(run) if with_replay else {"missing": "not looked at"},
         "saves": [_describe(generation) for generation in generations],
         "sittings": _get_sittings(run),
         "environment": _get_environment(generations),
@@ -147,7 +150,7 @@ def _get_progress(
 def _get_phases(performance: Any, curves: Mapping[str, Curve]) -> dict[str, float]:
     """Shares of the time by phase: of the newest report, else as logged."""
     shares = (performance or {}).get("shares")
-    if isinstance(shares, dict):
+    if isinstance(shares, dict) and any(shares.values()):
         return {str(name): float(share) for name, share in shares.items()}
     prefix = "time/phase_"
     return {

@@ -63,8 +63,8 @@ def _what_slows(run: Mapping[str, Any]) -> Answer:
     speed = f"{rate:,.0f} env steps/s" if rate else "speed not recorded"
     if bottlenecks:
         first = bottlenecks[0]
-        label = str(first.get("label") or first.get("name") or first.get("kind"))
-        return Answer(question, label.replace("_", " "), str(first.get("message") or speed), WATCH)
+        detail = f"{first['share']:.0%} of the time; {first['speed_up']:.2f} times as fast without; {speed}"
+        return Answer(question, str(first["label"]).replace("_", " "), detail, WATCH)
     if run["phases"]:
         name, share = max(run["phases"].items(), key=lambda phase: phase[1])
         return Answer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdqn.reporting.charts import choose_charts, draw_bars, draw_curves
+from perdqn.reporting.charts import choose_charts, draw_bars, draw_curves, draw_histogram
 from perdqn.reporting.headline import get_answers, standing_alerts
 
 SECTIONS = {
@@ -39,7 +39,7 @@ def render(runs: Sequence[Mapping[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": _plain, "bytes": _as_bytes}
+    environment.filters.update(plain=_plain, bytes=_as_bytes, percent=_as_percent)
     named = name_runs(runs)
     return environment.get_template("page.html.j2").render(
         runs=[{**run, **_extras(run), "label": label} for label, run in named.items()],
@@ -68,6 +68,7 @@ def _extras(run: Mapping[str, Any]) -> dict[str, Any]:
         "answers": get_answers(run),
         "standing_alerts": standing_alerts(list(run["alerts"])),
         "phase_chart": draw_bars(run["phases"]) if run["phases"] else None,
+        "replay_charts": _draw_replay(run["replay"]),
     }
 
 
@@ -77,6 +78,20 @@ def _draw_sections(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, lis
     drawn = [(chart, svg) for chart in choose_charts(tags) if (svg := draw_curves(chart, curves)) is not None]
     by_section = [(title, [one for one in drawn if one[0].section == key]) for key, title in SECTIONS.items()]
     return [(title, charts) for title, charts in by_section if charts]
+
+
+def _draw_replay(replay: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Titles, units and drawings."""
+    if "missing" in replay:
+        return []
+    found = []
+    for key, what, is_log in (("ages", "age", False), ("priorities", "priority", True)):
+        edges = replay[key]["edges"]
+        unit = "env steps since" if key == "ages" else "|TD error|"
+        found.append((f"Rows by {what}", unit, draw_histogram(edges, replay[key]["rows"], is_log)))
+        if (drawn := replay[key]["draws_per_row"]) is not None:
+            found.append((f"Draws a row by {what}", unit, draw_histogram(edges, drawn, is_log)))
+    return found
 
 
 def _plain(value: Any) -> str:
@@ -90,6 +105,10 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
     return str(value)
+
+
+def _as_percent(share: float | None) -> str:
+    return "not recorded" if share is None else f"{100 * share:.3g} %"
 
 
 def _as_bytes(value: float) -> str:

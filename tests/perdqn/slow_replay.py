@@ -3,6 +3,7 @@
 Knows nothing about rings, slots or trees; it only counts rows to tell which have been forgotten.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +53,7 @@ class SlowReplay:
         self._transitions = {}
         self.entered = {}  # id -> priority it came in with
         self.measured = {}  # id -> priority somebody reported
+        self.draws = Counter()  # by id
 
     def add(self, frames, action, reward, terminated, truncated, final_frames):
         for env in range(self.num_envs):

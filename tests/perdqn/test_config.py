@@ -337,15 +337,15 @@ def frames(*shapes: tuple[int, ...]) -> Any:
     return SimpleNamespace(columns=[SimpleNamespace(shape=s, dtype=np.dtype(np.uint8)) for s in shapes])
 
 
-def test_a_row_is_its_single_frames_and_27_bytes() -> None:
-    assert row_bytes(frames((84, 84), (3,))) == 84 * 84 + 3 + 27
+def test_a_row_is_its_single_frames_and_31_bytes() -> None:
+    assert row_bytes(frames((84, 84), (3,))) == 84 * 84 + 3 + 31
 
 
 def test_a_compressed_image_is_not_counted_beforehand() -> None:
     columns = (Column("image", (84, 84), np.dtype(np.uint8)), Column("place", (3,), np.dtype(np.float32)))
     spec = EnvSpec(columns, True, 2)
-    assert row_bytes(spec, "lz4") == 12 + 3 * 4 + 27
-    assert row_bytes(spec) == 84 * 84 + 3 * 4 + 27
+    assert row_bytes(spec, "lz4") == 12 + 3 * 4 + 31
+    assert row_bytes(spec) == 84 * 84 + 3 * 4 + 31
 
 
 REFUSED_VALUES = {

@@ -110,7 +110,7 @@ def fill(replay, num_rows):
 def test_memory_usage_adds_up_to_what_the_arrays_take(replay):
     usage = replay.get_memory_usage()
     assert usage["parts"][f"frames/{OBS}"] == 1000 * 40
-    assert usage["parts"]["scalars"] == 1000 * (4 + 4 + 1) + 8
+    assert usage["parts"]["scalars"] == 1000 * (4 + 4 + 4 + 1) + 8
     assert 1000 * 8 < usage["parts"]["tree"] < 1.3 * 1000 * 8
     assert usage["reserved_bytes"] == sum(usage["parts"].values())
     assert usage["bytes_per_transition"] == usage["reserved_bytes"] / 1000

@@ -83,7 +83,7 @@ def test_compressed_frames_are_refused_only_for_what_is_certain() -> None:
     assert unknown.faults == []
     assert "leaves little memory" in unknown.warnings[0]
     assert measured.faults == measured.warnings == []
-    assert measured.memory["replay"] == 1_000_000 * (400 + 12 + 27)
+    assert measured.memory["replay"] == 1_000_000 * (400 + 12 + 31)
     tight = predict(images("lz4"), IMAGES, Room(GIB // 4, 64 * GIB), calibration=MEASURED)
     assert "must fit into memory" in tight.faults[0]
 
@@ -98,12 +98,12 @@ def test_a_disk_that_cannot_hold_the_saves_names_what_to_change() -> None:
     assert predict(images(capacity=fitting), IMAGES, room, calibration=MEASURED).faults == []
 
 
-def test_a_checkpoint_is_its_weights_its_segments_and_18_bytes_a_row() -> None:
+def test_a_checkpoint_is_its_weights_its_segments_and_22_bytes_a_row() -> None:
     settings = config(network={"class_path": "mlp", "init_args": {"hidden_sizes": [8]}})
     spec = describe(settings.env)
     weights = sum(each.nbytes for each in PERDQN(**vars(settings)).online.parameters())
     raw = 4 * 4 + 8  # four floats, action and reward
-    expected = 4 * weights + 100_000 * 18 + int(100_000 * raw * 0.1 * 17 / 16)
+    expected = 4 * weights + 100_000 * 22 + int(100_000 * raw * 0.1 * 17 / 16)
     assert predict(settings, spec, PLENTY, calibration=MEASURED).checkpoint_bytes == expected
 
 
@@ -180,7 +180,7 @@ def test_a_short_run_is_told_what_it_takes_without_being_calibrated(
     assert "memory " in said
     assert "disk " in said
     written = json.loads((tmp_path / "lightning_logs/version_0/monitor/preflight.json").read_text())
-    assert written["memory"]["replay"] == 500 * (4 * 4 + 27)
+    assert written["memory"]["replay"] == 500 * (4 * 4 + 31)
     assert written["training_s"] is None
 
 

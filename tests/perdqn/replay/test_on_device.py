@@ -39,7 +39,7 @@ def assert_same_state(host, other):
     assert str(left.pop("maximum")) == str(right.pop("maximum")) or not host._measured.any()
     assert left["rng"] == right["rng"]
     assert left["counters"] == right["counters"]
-    for name in ("priorities", "measured", "leaves"):
+    for name in ("priorities", "measured", "draws", "leaves"):
         assert torch.equal(left[name], right[name]), name
 
 

@@ -6,6 +6,7 @@ import torch
 from replays import (
     MIXED,
     VECTOR,
+    Store,
     assert_same,
     assert_same_batch,
     eligible_ids,
@@ -46,6 +47,7 @@ def assert_agrees(replay, slow):
     np.testing.assert_array_equal(replay.rows.ids(slots), ids)
     priorities = np.array([slow.priorities[i] for i in ids])
     np.testing.assert_array_equal(replay._tree.leaves[slots], priorities**replay.alpha)
+    np.testing.assert_array_equal(replay.rows.draws[slots], [slow.draws[i] for i in ids])
     assert replay.priority_max == slow.maximum
 
 
@@ -93,6 +95,7 @@ def test_any_sequence_of_operations_agrees_with_whole_episodes_in_lists(
             priorities = rng.choice([0.0, 0.3, rng.exponential()], size=6)
             if rng.random() < 0.5:
                 ids = replay.sample(6, beta=0.5).id.numpy()
+                slow.draws.update(ids.tolist())
             replay.update_priorities(ids, priorities)
             slow.update(ids.tolist(), priorities.tolist())
         assert_agrees(replay, slow)
@@ -372,6 +375,32 @@ def test_saving_and_restoring_disturbs_nothing():
     replays[0].get_performance_stats()
     replays[0].release_memory()
     assert_same_batch(*(replay.sample(16) for replay in replays))
+
+
+def test_a_replay_saved_before_draws_were_counted_begins_at_none():
+    replay = filled()
+    replay.sample(64)
+    state = frozen(replay.state_dict())
+    del state["draws"]
+    other = PrioritizedReplay(replay.spec, 2, 200, n_step=2)
+    other.load_state_dict(state)
+    assert not other.rows.draws.any()
+    assert_same_batch(replay.sample(8), other.sample(8))
+
+
+def test_parts_saved_before_draws_were_counted_are_read(monkeypatch):
+    replay, store = filled(), Store()
+    replay.sample(64)
+    changing = replay._changing()
+    del changing["draws"]
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "_changing", lambda: dict(changing))
+        entry = replay.save_parts(store)
+    del entry["has_draws"]
+    other = PrioritizedReplay(replay.spec, 2, 200, n_step=2)
+    other.load_parts(store, entry)
+    assert not other.rows.draws.any()
+    assert_same_batch(replay.sample(8), other.sample(8))
 
 
 def test_a_state_of_another_shape_is_refused_and_changes_nothing():

@@ -50,6 +50,13 @@ def test_a_file_that_is_being_written_is_read_as_far_as_it_goes(tmp_path: Path) 
     assert read_curves(tmp_path)["a"].steps.tolist() == list(range(49))
 
 
+def test_scalars_that_are_written_as_tensors_are_read_alike(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    writer.add_scalar("a", 1.5, 10, new_style=True)
+    writer.close()
+    assert read_curves(tmp_path)["a"].values.tolist() == [1.5]
+
+
 def test_a_folder_without_logs_has_no_curves(tmp_path: Path) -> None:
     assert read_curves(tmp_path) == {}
 

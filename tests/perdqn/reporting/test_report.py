@@ -28,6 +28,7 @@ ADVICE = {
     "expected": "TD errors fall",
     "confidence": 0.8,
 }
+BOTTLENECK = {"label": "data", "share": 0.25, "speed_up": 4 / 3, "confidence": 0.99}
 
 
 @pytest.fixture
@@ -136,6 +137,13 @@ def test_advice_has_the_command_that_follows_it(run: RunFolder) -> None:
     assert advice["command"] in render([gather(run)])
 
 
+def test_a_bottleneck_says_what_it_costs(run: RunFolder) -> None:
+    found = {**gather(run), "performance": {"bottlenecks": [BOTTLENECK]}}
+    assert answers(found)["What slows it?"] == "data"
+    assert "1.33 times as fast without" in get_answers(found)[1].detail
+    assert "25 %" in render([found])
+
+
 def test_an_alert_stands_until_it_is_cleared() -> None:
     raised = {"kind": "memory", "state": "raised"}
     assert standing_alerts([raised]) == [raised]
@@ -155,6 +163,7 @@ def test_the_page_is_well_formed_and_asks_nobody(run: RunFolder) -> None:
         "Resources",
         "Other figures",
         "Where the time goes",
+        "What is replayed",
         "Alerts and rescues",
         "Saved states",
         "Settings",
