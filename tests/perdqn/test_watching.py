@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from holdfast import AutoScaler, PerformanceMonitor, ResourceMonitor, TuningAdvisor
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from perdqn.__main__ import main
 from perdqn.assembly import RunCLI
+from perdqn.cli.quiet import quiet
 from perdqn.shipped import expand
 
 KINDS = {
@@ -61,3 +64,22 @@ def test_whoever_watches_leaves_no_trace_in_what_is_learnt(
     assert {"performance_report.json", "resources.jsonl", "preflight.json"} <= written
     capsys.readouterr()
     assert main(["fingerprint", str(plain), str(guarded)]) == 0, capsys.readouterr().out
+
+
+def test_advice_and_alarms_are_seen_in_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "--model.learner.learning_rate", "0.05", "--advisor.every_n_steps", "20")
+    assert "advised (learning_rate_high, critical)" in capsys.readouterr().out
+
+
+def test_what_lightning_says_on_the_way_stays_off_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        ResourceMonitor().release_memory()
+        rank_zero_info("a tip")
+        Trainer(logger=False, enable_checkpointing=False)
+    shown = capsys.readouterr()
+    assert shown.out.startswith("ResourceMonitor: memory given back")
+    assert "tip" not in shown.out + shown.err
+    assert len(shown.out.splitlines()) == 1
+    assert not shown.err
