@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast import AutoScaler, PerformanceMonitor, ResourceMonitor, TuningAdvisor
-from lightning.pytorch import Trainer
+from holdfast import AutoScaler, ErrorRecovery, PerformanceMonitor, ResourceMonitor, TuningAdvisor
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from perdqn.__main__ import main
 from perdqn.assembly import RunCLI
 from perdqn.cli.quiet import quiet
 from perdqn.config import ConfigError
+from perdqn.run.folder import RunFolder
 from perdqn.run.keeping import KEEPERS, WATCHERS, find_faults
 from perdqn.shipped import expand
 
@@ -135,3 +136,15 @@ def test_faults_of_all_sections_come_at_once_before_anything_starts(tmp_path: Pa
         "resources.interval_s must be positive, got 0.0; use 1 to 60 seconds",
     ]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_left_a_batch_out_ends_well_and_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(self: ErrorRecovery, trainer: Trainer, module: LightningModule) -> None:
+        self._record("batch left out", "the loss is nan", "the run goes on")
+
+    monkeypatch.setattr(ErrorRecovery, "on_train_start", begin)
+    folder = run(tmp_path, "--model.evaluation.every_env_steps=null")
+    (event,) = RunFolder(folder).read_summary()["events"]
+    assert event["what"] == "batch left out"
