@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from holdfast import AutoScaler, ErrorRecovery, PerformanceMonitor, ResourceMonitor, TuningAdvisor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from perdqn.__main__ import main
 from perdqn.assembly import RunCLI
@@ -148,3 +151,17 @@ def test_a_run_that_left_a_batch_out_ends_well_and_tells_of_it(
     folder = run(tmp_path, "--model.evaluation.every_env_steps=null")
     (event,) = RunFolder(folder).read_summary()["events"]
     assert event["what"] == "batch left out"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_is_told_of_without_the_tracebacks_of_tensorboards_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("threading.excepthook", threading.__excepthook__)  # pytest has one of its own
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with quiet(), pytest.raises(OSError, match="No space left"):
+        EventFileWriter(str(tmp_path))
+    assert capsys.readouterr().err == ""
