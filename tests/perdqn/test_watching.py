@@ -77,8 +77,10 @@ def test_whoever_watches_leaves_no_trace_in_what_is_learnt(
 def test_advice_and_alarms_are_seen_in_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, "--model.learner.learning_rate", "0.05", "--advisor.every_n_steps", "20")
-    assert "advised (learning_rate_high, critical)" in capsys.readouterr().out
+    folder = run(tmp_path, "--model.learner.learning_rate", "0.05", "--advisor.every_n_steps", "20")
+    shown = capsys.readouterr().out
+    assert "advised (learning_rate_high, critical)" in shown
+    assert f"improve it        perdqn advise {folder} (1 critical" in shown
 
 
 def test_what_lightning_says_on_the_way_stays_off_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
