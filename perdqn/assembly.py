@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
-import psutil
 import yaml
 from holdfast.advising.general import general_rules
+from holdfast.resources.memory import MemoryFigures
 from holdfast.saving.environment import environment_fingerprint
 from holdfast.triggers.disk import free_space
 from jsonargparse import Namespace
@@ -45,7 +45,6 @@ from perdqn.config import (
 )
 from perdqn.module import PERDQN
 from perdqn.preflight import Keeping, Preflight, Room, is_long, predict
-from perdqn.replay.memory import memory_limit
 from perdqn.run.dashboard import Dashboard
 from perdqn.run.folder import RunFolder, claim_run
 from perdqn.run.keeping import KEEPERS, WATCHERS, BestCheckpoint, add_sections, find_faults
@@ -424,9 +423,9 @@ def _located(error: Exception, key: str) -> str:
 
 
 def get_available_bytes() -> int:
-    """Memory this process may still take."""
-    free_here = memory_limit() - psutil.Process().memory_info().rss
-    return min(free_here, psutil.virtual_memory().available)
+    """Memory this process may still take, without swap: a replay is read all over."""
+    usage = MemoryFigures().tightest()
+    return usage.limit_bytes - usage.used_bytes
 
 
 def list_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
