@@ -342,7 +342,7 @@ class RunCLI(LightningCLI):
     def events(self) -> list[dict[str, Any]]:
         """What threatened the run and what was done about it, oldest first."""
         events = [dict(event) for keeper in self.keepers for event in getattr(keeper, "history", [])]
-        return sorted(events, key=lambda event: str(event["time"]))
+        return sorted(events, key=lambda event: int(event["global_step"]))
 
 
 def parser_of(command: str) -> LightningArgumentParser:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 from holdfast.checkpoint import RehearsalFailed
 from holdfast.saving.save import DamagedCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from tqdm import tqdm
 
 from perdqn.acting.environment import MissingExtra
@@ -67,7 +69,7 @@ def quiet() -> Iterator[None]:
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings(), _hearing_watchers():
+    with warnings.catch_warnings(), _hearing_watchers(), _hushing_writers():
         for message in KNOWN:
             warnings.filterwarnings("ignore", message)
         warnings.simplefilter("ignore", ConfigWarning)  # `warn` has said it
@@ -92,6 +94,22 @@ def _hearing_watchers() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.propagate = True
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _hushing_writers() -> Iterator[None]:
+    """A thread of TensorBoard's hands its error to whoever logs next, who tells of it without a traceback."""
+    others = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.thread, _AsyncWriterThread):
+            others(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = others
 
 
 class _AboveTheBar(logging.Handler):

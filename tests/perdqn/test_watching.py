@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast import AutoScaler, PerformanceMonitor, ResourceMonitor, TuningAdvisor
-from lightning.pytorch import Trainer
+from holdfast import AutoScaler, ErrorRecovery, PerformanceMonitor, ResourceMonitor, TuningAdvisor
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from perdqn.__main__ import main
 from perdqn.assembly import RunCLI
 from perdqn.cli.quiet import quiet
 from perdqn.config import ConfigError
+from perdqn.run.folder import RunFolder
 from perdqn.run.keeping import KEEPERS, WATCHERS, find_faults
 from perdqn.shipped import expand
 
@@ -73,8 +77,10 @@ def test_whoever_watches_leaves_no_trace_in_what_is_learnt(
 def test_advice_and_alarms_are_seen_in_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, "--model.learner.learning_rate", "0.05", "--advisor.every_n_steps", "20")
-    assert "advised (learning_rate_high, critical)" in capsys.readouterr().out
+    folder = run(tmp_path, "--model.learner.learning_rate", "0.05", "--advisor.every_n_steps", "20")
+    shown = capsys.readouterr().out
+    assert "advised (learning_rate_high, critical)" in shown
+    assert f"improve it        perdqn advise {folder} (1 critical" in shown
 
 
 def test_what_lightning_says_on_the_way_stays_off_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,3 +141,29 @@ def test_faults_of_all_sections_come_at_once_before_anything_starts(tmp_path: Pa
         "resources.interval_s must be positive, got 0.0; use 1 to 60 seconds",
     ]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_left_a_batch_out_ends_well_and_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(self: ErrorRecovery, trainer: Trainer, module: LightningModule) -> None:
+        self._record("batch left out", "the loss is nan", "the run goes on")
+
+    monkeypatch.setattr(ErrorRecovery, "on_train_start", begin)
+    folder = run(tmp_path, "--model.evaluation.every_env_steps=null")
+    (event,) = RunFolder(folder).read_summary()["events"]
+    assert event["what"] == "batch left out"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_is_told_of_without_the_tracebacks_of_tensorboards_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("threading.excepthook", threading.__excepthook__)  # pytest has one of its own
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with quiet(), pytest.raises(OSError, match="No space left"):
+        EventFileWriter(str(tmp_path))
+    assert capsys.readouterr().err == ""
