@@ -60,7 +60,7 @@ CHARTS = (
         "Q-values",
         "discounted reward",
         (
-            ("train/q_mean", "estimate, mean of the batch"),
+            ("train/q_mean", "estimate"),
             ("health/q_taken_mean", "of actions taken"),
             ("health/realised_return_mean", "what they earned"),
         ),
@@ -203,8 +203,8 @@ def _draw_legend(axes: Any, is_one: bool) -> None:
         for handle in handles:
             handle.set_color(INK)
     place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.0, "ncols": 4}
-    look = {"frameon": False, "fontsize": 7.5, "labelcolor": INK, "columnspacing": 1.2}
-    axes.legend(handles=handles, handlelength=1.2 if is_one else 2.2, **look, **place)
+    look = {"frameon": False, "fontsize": 7.5, "labelcolor": INK, "columnspacing": 1.0}
+    axes.legend(handles=handles, handlelength=1.2 if is_one else 1.9, **look, **place)
 
 
 def draw_bars(shares: Mapping[str, float]) -> str:
