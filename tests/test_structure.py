@@ -40,7 +40,7 @@ PERDQN_PARTS = {
     "evaluation": "acting config transition",
     "recording": "acting config transition",
     "run": "acting recording",
-    "reporting": "config replay run",
+    "reporting": "config replay run shipped",
     "probe": "",
     "diagnostics": "probe",
     "formulas": "",

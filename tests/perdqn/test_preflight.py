@@ -124,7 +124,8 @@ def test_training_time_adds_acting_updates_evaluations_and_saves() -> None:
     spec = describe(settings.env)
     found = training_seconds(settings, spec, MEASURED, save_s=0.0, keeping=Keeping())
     # warm-up 0.1; 1,000 steps of 2, 4, 8 ms; two evaluations of two chunks of 5, 10, 20 steps after 1 s
-    assert found == pytest.approx((0.1 + 2 + 2 * 1.1, 0.1 + 4 + 2 * 1.2, 0.1 + 8 + 2 * 1.4))
+    low, expected, high = 0.1 + 2 + 2 * 1.1, 0.1 + 4 + 2 * 1.2, 0.1 + 8 + 2 * 1.4
+    assert found == pytest.approx((low / 1.25, expected, high * 1.25))  # and the machine's own drift
     assert training_seconds(
         settings, spec, MEASURED, save_s=6.0, keeping=Keeping(save_every_s=600.0)
     ) == pytest.approx(tuple(1.005 * seconds for seconds in found))
