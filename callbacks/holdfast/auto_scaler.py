@@ -50,6 +50,8 @@ class AutoScaler(BoundaryCallback):
         ValueError: bounds are not two whole numbers in order, or outside of what a knob allows.
     """
 
+    only_watches = True
+
     def __init__(
         self,
         bounds: Mapping[str, Sequence[int]] | None = None,

@@ -18,7 +18,7 @@ from holdfast.auto_scaler import THREADS, WORKERS
 from holdfast.scaling.cache import remembered
 from holdfast.scaling.climb import HillClimb, fastest
 from holdfast.scaling.knob import Knob
-from holdfast.scaling.ordinary import workers_of
+from holdfast.scaling.ordinary import threads_of, workers_of
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -312,3 +312,14 @@ def test_ranks_decide_as_the_first_measures(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first[0] == {"group": 4, "width": 2, WORKERS: 0}
+
+
+def test_a_process_pinned_to_a_core_gets_no_more_workers_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch warns of more, and they are no faster."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    loader = DataLoader(TensorDataset(torch.zeros(8, 1)))
+    knob = workers_of([loader], lambda: 0, Clock())
+    assert knob is not None
+    assert knob.high == 1
+    assert threads_of(None, [loader]).high == torch.get_num_threads()
