@@ -88,6 +88,12 @@ def test_general_rules_are_scored_case_by_case(tmp_path: Path) -> None:
     assert "dead_units" in scored["rows"][0]["standing"]  # what so large steps do to ReLUs
 
 
+def test_watchers_are_dropped_into_two_ranks_and_one_is_interrupted(tmp_path: Path) -> None:
+    found = run_quickly("observability/drop_in.py", tmp_path / "d.json")["quick"]
+    assert [row["faults"] for row in found["cells"]] == [[], []]
+    assert found["cells"][1]["code"] not in (0, "hung")
+
+
 def test_a_side_that_is_not_there_is_refused_by_name() -> None:
     command = [sys.executable, str(BENCHMARKS / "replay.py"), "--sides", "nobody"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -69,7 +69,7 @@ HOLDFAST_PARTS = {
     "triggers": "resources",
     "exact": "around storage",
     "boundary": "around exact",
-    "scaling": "exact storage",
+    "scaling": "exact resources storage",
     "auto_scaler": "around boundary scaling",
     "timing": "advising exact",
     "performance_monitor": "around boundary timing",

@@ -35,7 +35,8 @@ class AutoScaler(BoundaryCallback):
     ``bounds`` names it: then it is measured for some seconds before the first batch of a new run, on
     throw-away copies, remembered for this machine, and kept by every run that is resumed.
 
-    What was decided is in the checkpoint and in `decisions`.
+    What was decided is in the checkpoint and in `decisions`. In distributed runs the first rank measures and
+    all ranks do what it decides.
 
     Args:
         bounds: lowest and highest value by name, such as ``{"num_threads": (1, 4)}``; of knobs that are
@@ -48,6 +49,8 @@ class AutoScaler(BoundaryCallback):
     Raises:
         ValueError: bounds are not two whole numbers in order, or outside of what a knob allows.
     """
+
+    only_watches = True
 
     def __init__(
         self,
@@ -123,7 +126,8 @@ class AutoScaler(BoundaryCallback):
 
     def _start_climb(self, name: str, knob: Knob) -> None:
         start = min(knob.high, max(knob.low, knob.get()))
-        climb = HillClimb(knob.values, start, self.min_gain)
+        values, start = self._agreed((knob.values, start))
+        climb = HillClimb(values, start, self.min_gain)
         if name in self._saved_climbs:
             climb.load_state_dict(self._saved_climbs[name])
         knob.set(climb.best)
@@ -139,16 +143,22 @@ class AutoScaler(BoundaryCallback):
         hyperparameters = dict(getattr(module, "hparams", {}))
         num_parameters = sum(each.numel() for each in module.parameters())
         question = [name, knob.values, type(module).__qualname__, num_parameters, hyperparameters]
+        value = knob.get()
         try:
-            value = remembered(
-                self.cache_dir, question, lambda: fastest(knob.values, knob.get(), measure, self.min_gain)
-            )
+            if self._trainer.is_global_zero:
+                value = remembered(
+                    self.cache_dir, question, lambda: fastest(knob.values, value, measure, self.min_gain)
+                )
         except Exception as error:  # a step that does not work alone
-            rank_zero_warn(f"AutoScaler leaves {name} at {knob.get()}: it could not be measured: {error}")
-            value = knob.get()
+            rank_zero_warn(f"AutoScaler leaves {name} at {value}: it could not be measured: {error}")
+        value = self._agreed(value)
         knob.set(value)
         self.decisions[name] = value
         rank_zero_info(f"AutoScaler: {name} {value}, kept for the whole run")
+
+    def _agreed(self, mine: Any) -> Any:
+        """What the first rank says: clocks and machines differ among ranks, decisions must not."""
+        return self._trainer.strategy.broadcast(mine)
 
     # -- while it goes on
 
@@ -196,8 +206,9 @@ class AutoScaler(BoundaryCallback):
     def _end_window(self) -> None:
         name = str(self._turning)
         work = self._work() - self._begun[1]
+        seconds = self._agreed(self._clock() - self._begun[0] - self._paused_s)
         if work > 0:
-            self._climbs[name].note((self._clock() - self._begun[0] - self._paused_s) / work)
+            self._climbs[name].note(seconds / work)
         self.decisions[name] = self._climbs[name].best
 
     # -- state

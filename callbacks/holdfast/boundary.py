@@ -45,6 +45,9 @@ class BoundaryCallback(Callback):
     end the run once every callback has had its turn; a `SystemExit(n)` becomes the exit code.
     """
 
+    # One that neither saves nor restores: with nobody else, how exactly the run resumes is not worth a word.
+    only_watches = False
+
     def on_boundary(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Weights, optimiser, counters, data and metrics are of one instant."""
 
@@ -101,6 +104,7 @@ class _Boundary:
     def begin(self) -> None:
         """A fit begins."""
         self.exact.begin()
+        self.exact.is_quiet = all(callback.only_watches for callback in self._present)
         self._show_hooks()
         for callback in self._present:  # another trainer's fit may have failed
             for name in _BATCH_HOOKS:

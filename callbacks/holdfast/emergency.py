@@ -339,7 +339,9 @@ class EmergencyCheckpoint(BoundaryCallback):
         reason, module = self._most_urgent(), self._trainer.lightning_module
         if reason is not None and reason.signal is None:  # a handler must not log, and has spoken already
             self._tell(f"{reason.message}: saving at the next boundary")
-        is_urgent = reason is not None and (reason.is_stopping or reason.kind == Memory.kind)
+        # ranks must leave a validation together, so in distributed runs none is cut short
+        is_urgent = self._is_alone and reason is not None
+        is_urgent = is_urgent and (reason.is_stopping or reason.kind == Memory.kind)  # type: ignore[union-attr]
         # a module's own way may be final, so it is only asked to where the run ends
         if is_urgent and (reason.is_stopping or not hasattr(module, "abort_evaluation")):  # type: ignore[union-attr]
             abort_evaluation(self._trainer)

@@ -64,6 +64,8 @@ class PerformanceMonitor(BoundaryCallback):
         ValueError: a setting is out of its range.
     """
 
+    only_watches = True
+
     def __init__(
         self,
         report_every_steps: int | None = None,

@@ -68,6 +68,8 @@ class ResourceMonitor(BoundaryCallback):
         root: where ``proc``, ``sys`` and ``dev`` are found.
     """
 
+    only_watches = True
+
     def __init__(
         self,
         interval_s: float = 1.0,

@@ -131,6 +131,8 @@ class TuningAdvisor(BoundaryCallback):
         """What stands now, most urgent first."""
         return sorted(self._standing.advice.values(), key=lambda advice: advice.rank)
 
+    only_watches = True
+
     # One that compiles its updates has steps of its own, of which it says itself how they are doing.
     follows_compiled_updates = True
 

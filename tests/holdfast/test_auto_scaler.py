@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from holdfast.auto_scaler import THREADS, WORKERS
 from holdfast.scaling.cache import remembered
 from holdfast.scaling.climb import HillClimb, fastest
 from holdfast.scaling.knob import Knob
-from holdfast.scaling.ordinary import workers_of
+from holdfast.scaling.ordinary import threads_of, workers_of
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -135,10 +139,12 @@ class Drawing(Dataset):  # type: ignore[type-arg]
         return [torch.rand(4)]
 
 
-def fit(*callbacks: Any, epochs: int = 6, is_plain: bool = True, **options: Any) -> Grouped:
+def fit(
+    *callbacks: Any, epochs: int = 6, is_plain: bool = True, kind: type[Grouped] = Grouped, **options: Any
+) -> Grouped:
     torch.manual_seed(0)
     clock = next((c._clock for c in callbacks if isinstance(c, AutoScaler)), Clock())
-    module = Grouped(clock, is_plain)
+    module = kind(clock, is_plain)
     ckpt_path = options.pop("ckpt_path", None)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     has_checkpoints = any(isinstance(c, VerifiedCheckpoint) for c in callbacks)
@@ -277,3 +283,43 @@ def test_wrong_arguments_are_named(options: dict[str, Any], named: str) -> None:
 def test_bounds_outside_of_a_knob_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bounds\['group'\] must lie in \[1, 16\]"):
         fit(scaler(tmp_path, group=(1, 64)))
+
+
+@pytest.mark.timeout(300)
+def test_ranks_decide_as_the_first_measures(tmp_path: Path) -> None:
+    """By the second rank's own clock one is the best group and four the best width."""
+    program = f"""
+        import json, os, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_auto_scaler import Grouped, fit, math, scaler
+
+        class Torn(Grouped):
+            def training_step(self, batch, batch_idx):
+                now, loss = self.clock.now, super().training_step(batch, batch_idx)
+                self.clock.now = self.clock.now if self.global_rank == 0 else now + 1 + math.log2(self.group)
+                return loss
+
+        folder, rank = Path({str(tmp_path)!r}), os.environ.get("LOCAL_RANK", "0")
+        own = scaler(folder / rank, width=(1, 4) if rank == "0" else (4, 4))
+        module = fit(own, epochs=12, kind=Torn, strategy="ddp", devices=2, default_root_dir=folder)
+        (folder / f"rank{{rank}}.json").write_text(json.dumps([own.decisions, module.seen]))
+    """
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, "-W", "ignore", path], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first[0] == {"group": 4, "width": 2, WORKERS: 0}
+
+
+def test_a_process_pinned_to_a_core_gets_no_more_workers_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch warns of more, and they are no faster."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    loader = DataLoader(TensorDataset(torch.zeros(8, 1)))
+    knob = workers_of([loader], lambda: 0, Clock())
+    assert knob is not None
+    assert knob.high == 1
+    assert threads_of(None, [loader]).high == torch.get_num_threads()

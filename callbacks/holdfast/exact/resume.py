@@ -34,6 +34,7 @@ class ExactResume:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.hidden: Hidden | None = None
+        self.is_quiet = False  # nobody asked how exact a resume is
         self.begin()
         fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         around(fit_loop, "setup_data", self._make_train_loaders)
@@ -117,8 +118,9 @@ class ExactResume:
 
     def _say_how_exact(self) -> None:
         self.exactness = state_exactness(self._trainer)
-        tell = rank_zero_warn if self.exactness.startswith("not") else rank_zero_info
-        tell(f"resuming this run is {self.exactness}")
+        if not self.is_quiet:
+            tell = rank_zero_warn if self.exactness.startswith("not") else rank_zero_info
+            tell(f"resuming this run is {self.exactness}")
 
     def _resume_epoch(self, fetcher: Any, state: dict[str, Any]) -> None:
         epoch_loop = self._trainer.fit_loop.epoch_loop

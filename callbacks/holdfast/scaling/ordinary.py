@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +23,7 @@ from torch.utils.data import (
 
 from ..exact.loaders import draws_nothing, get_state, is_iterable_style, set_state
 from ..exact.rng import get_global_rng, set_global_rng
+from ..resources.cpu import num_cores
 from .knob import Knob
 
 _NUM_BATCHES, _NUM_STEPS = 8, 3  # measured
@@ -60,7 +60,7 @@ def workers_of(loaders: list[Any], progress: Callable[[], int], clock: Callable[
         return seconds
 
     keeps_result = all(draws_nothing(each) and _has_own_order(each) for each in own)
-    high = max(own[0].num_workers, os.cpu_count() or 1)
+    high = max(own[0].num_workers, num_cores())
     return Knob(lambda: own[0].num_workers, put, 0, high, keeps_result, progress, measure)
 
 
@@ -72,7 +72,7 @@ def _has_own_order(loader: Any) -> bool:
 
 def threads_of(module: Any, loaders: list[Any], clock: Callable[[], float] = time.perf_counter) -> Knob:
     """Torch's threads in this process; another number rounds otherwise, so they are decided once."""
-    high = max(torch.get_num_threads(), os.cpu_count() or 1)
+    high = max(torch.get_num_threads(), num_cores())
 
     def measure(value: int) -> float:
         before = torch.get_num_threads()
