@@ -8,9 +8,10 @@
 One run trains on and on; every block of steps its callbacks are taken away or given back, with all that they
 have put around Lightning's own methods. So two neighbouring blocks differ in nothing else, and whatever the
 machine does meanwhile meets both. What is compared is the CPU time of the training thread; the figure is the
-median over pairs, with the 95 % interval of a bootstrap. Two things are no part of a block and are added:
-threads of the callbacks (their CPU time by wall time) and saves (CPU time of one, at most one a minute).
-PerformanceMonitor looks at no step within the blocks; what its windows cost at its defaults is added, too.
+median over pairs, with the 95 % interval of a bootstrap. What a median over blocks does not see is added:
+threads of the callbacks (their CPU time by wall time), saves (CPU time of one, at most one a minute), and,
+from a second run without turns, what PerformanceMonitor's windows cost by its own account (it looks at no
+step within the blocks) and what hooks of the watchers take beyond their usual time now and then.
 
 Linux only. Results go to ``benchmarks/results/overhead.json``.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import json
 import logging
 import operator
@@ -44,12 +46,17 @@ from holdfast import (
     EmergencyCheckpoint,
     ErrorRecovery,
     PerformanceMonitor,
+    ResourceMonitor,
+    TuningAdvisor,
     VerifiedCheckpoint,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "overhead.json"
 SAVE_EVERY_S = 60.0  # at the shipped settings of perdqn
+RARE = 5.0  # times its median a hook must take to count as rare work
+SECOND_RUN_S = 59.0
+WATCHERS = (ResourceMonitor, PerformanceMonitor, TuningAdvisor)
 COMMON = [
     "--trainer.enable_progress_bar=false",
     "--model.evaluation.every_env_steps=null",
@@ -109,7 +116,7 @@ class Turns(BoundaryCallback):
     seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     saves: list[float] = field(default_factory=list)
     threads: float = 0.0  # CPU time of threads that the callbacks run, of wall time
-    windows: float | None = None  # CPU time of PerformanceMonitor's windows, of wall time
+    rare: dict[str, float] = field(default_factory=dict)  # CPU time of a watcher's rare work, of all
 
     state_key = "turns"
 
@@ -164,20 +171,72 @@ def cpu_of_threads() -> float:
     return sum(int(field[11]) + int(field[12]) for field in fields) / clock
 
 
+class Rare:
+    """Watches what watchers do now and then in a run that nothing else disturbs."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._taken: dict[str, list[list[float]]] = {}
+        self._watchers = [callback for callback in callbacks if isinstance(callback, WATCHERS)]
+        for watcher in self._watchers:
+            for name in (name for name in dir(Callback) if name.startswith("on_")):
+                if getattr(type(watcher), name) is not getattr(Callback, name):
+                    self._time(watcher, name)
+            self._time(watcher, "on_boundary")
+
+    def _time(self, watcher: Callback, name: str) -> None:
+        call, taken = getattr(watcher, name), [0.0]
+        self._taken.setdefault(type(watcher).__name__, []).append(taken)
+
+        def timed(*args: Any) -> Any:
+            began = time.thread_time()
+            result = call(*args)
+            taken.append(time.thread_time() - began)
+            return result
+
+        setattr(watcher, name, timed)
+
+    def shares(self, cpu_s: float) -> dict[str, float]:
+        """Of the CPU time of the run, by the watcher's name."""
+        found = {
+            name: sum(rare_seconds(taken) for taken in each) / cpu_s for name, each in self._taken.items()
+        }
+        for monitor in self._watchers:
+            if isinstance(monitor, PerformanceMonitor):  # its hooks time themselves
+                found["PerformanceMonitor"] = monitor.get_performance_report()["windows"]["cost_share"]
+        return found
+
+
+def rare_seconds(taken: list[float]) -> float:
+    usual = statistics.median(taken)
+    return sum(seconds - usual for seconds in taken if seconds > RARE * usual)
+
+
 # -- the cases --------------------------------------------------------------------------------------
 
 
-def run_perdqn(settings: Sequence[str], block: int, num_pairs: int) -> Turns:
+def make_perdqn(settings: Sequence[str]) -> Any:
     from perdqn.assembly import RunCLI
     from perdqn.cli.command_line import expand
 
-    cli = RunCLI("fit", expand([*settings, *COMMON]))
+    return RunCLI("fit", expand([*settings, *COMMON]))
+
+
+def run_perdqn(settings: Sequence[str], block: int, num_pairs: int) -> Turns:
+    cli = make_perdqn([*settings, "--performance.every_s=1e9"])
     saver = next(c for c in cli.trainer.callbacks if type(c) is VerifiedCheckpoint)
     progress = operator.attrgetter("lightning_module.update_steps")
     turns = Turns(block, num_pairs, 4 * block, progress, saver)
     cli.trainer.callbacks.append(turns)
     cli.trainer.fit(cli.model)
+    cli = make_perdqn([*settings, f"--trainer.max_time=00:00:00:{SECOND_RUN_S:.0f}"])
+    turns.rare = find_rare(cli.trainer, cli.model)
     return turns
+
+
+def find_rare(trainer: Trainer, module: LightningModule) -> dict[str, float]:
+    rare, began = Rare(trainer.callbacks), time.thread_time()
+    trainer.fit(module)
+    return rare.shares(time.thread_time() - began)
 
 
 class Tiny(LightningModule):
@@ -197,38 +256,30 @@ class Tiny(LightningModule):
         return torch.utils.data.DataLoader(torch.ones(100_000, 4), batch_size=1)
 
 
-def run_tiny(callbacks: Callable[[], list[Any]], block: int, num_pairs: int) -> Turns:
-    own = callbacks()
+def make_tiny(callbacks: list[Any], **settings: Any) -> Trainer:
+    return Trainer(
+        max_epochs=-1,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=any(isinstance(c, VerifiedCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+
+
+def run_tiny(callbacks: Callable[..., list[Any]], num_pairs: int) -> Turns:
+    """``callbacks`` takes arguments of PerformanceMonitor, or none."""
+    has_windows = bool(inspect.signature(callbacks).parameters)
+    own = callbacks(every_s=1e9) if has_windows else callbacks()
     saver = next((c for c in own if isinstance(c, VerifiedCheckpoint)), None)
-    turns = Turns(block, num_pairs, 1000, operator.attrgetter("global_step"), saver)
-    trainer = Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        callbacks=[*own, turns],
-        logger=False,
-        enable_checkpointing=any(isinstance(c, VerifiedCheckpoint) for c in own),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Tiny())
-    return turns
-
-
-def run_monitored(block: int, num_pairs: int) -> Turns:
-    turns = run_tiny(lambda: [PerformanceMonitor(every_s=1e9)], block, num_pairs)
-    monitor = PerformanceMonitor(log=False)
-    trainer = Trainer(
-        max_epochs=-1,
-        max_time={"seconds": 20},
-        accelerator="cpu",
-        callbacks=[monitor],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Tiny())
-    turns.windows = monitor.get_performance_report()["windows"]["cost_share"]
+    turns = Turns(50, num_pairs, 1000, operator.attrgetter("global_step"), saver)
+    make_tiny([*own, turns]).fit(Tiny())
+    again = callbacks()
+    if any(isinstance(callback, WATCHERS) for callback in again):
+        trainer = make_tiny(again, max_time={"seconds": SECOND_RUN_S})
+        turns.rare = find_rare(trainer, Tiny())
     return turns
 
 
@@ -236,15 +287,27 @@ def verified() -> VerifiedCheckpoint:
     return VerifiedCheckpoint("checkpoints", every={"minutes": 10})
 
 
+def watchers(**windows: Any) -> list[Any]:
+    return [ResourceMonitor(), PerformanceMonitor(**windows), TuningAdvisor()]
+
+
+def keepers() -> list[Any]:
+    return [verified(), EmergencyCheckpoint(), ErrorRecovery()]
+
+
 CASES: dict[str, Callable[[int], Turns]] = {
     "c4": lambda n: run_perdqn(C4, 64, n),
     "atari": lambda n: run_perdqn(ATARI, 8, n),
-    "tiny": lambda n: run_tiny(lambda: [verified(), EmergencyCheckpoint(), ErrorRecovery()], 50, n),
-    "tiny no-op": lambda n: run_tiny(lambda: [Callback()], 50, n),  # what any callback costs
-    "tiny VerifiedCheckpoint": lambda n: run_tiny(lambda: [verified()], 50, n),
-    "tiny EmergencyCheckpoint": lambda n: run_tiny(lambda: [EmergencyCheckpoint("checkpoints")], 50, n),
-    "tiny ErrorRecovery": lambda n: run_tiny(lambda: [ErrorRecovery()], 50, n),
-    "tiny PerformanceMonitor": lambda n: run_monitored(50, n),
+    "tiny": lambda n: run_tiny(lambda **windows: [*keepers(), *watchers(**windows)], n),
+    "tiny no-op": lambda n: run_tiny(lambda: [Callback()], n),  # what any callback costs
+    "tiny keepers": lambda n: run_tiny(keepers, n),
+    "tiny VerifiedCheckpoint": lambda n: run_tiny(lambda: [verified()], n),
+    "tiny EmergencyCheckpoint": lambda n: run_tiny(lambda: [EmergencyCheckpoint("checkpoints")], n),
+    "tiny ErrorRecovery": lambda n: run_tiny(lambda: [ErrorRecovery()], n),
+    "tiny watchers": lambda n: run_tiny(watchers, n),
+    "tiny ResourceMonitor": lambda n: run_tiny(lambda: [ResourceMonitor()], n),
+    "tiny PerformanceMonitor": lambda n: run_tiny(lambda **windows: [PerformanceMonitor(**windows)], n),
+    "tiny TuningAdvisor": lambda n: run_tiny(lambda: [TuningAdvisor()], n),
 }
 
 
@@ -264,8 +327,8 @@ def judge(turns: Turns) -> dict[str, Any]:
         "percent_interval": interval(percent),
         "threads_percent": 100 * turns.threads,
     }
-    if turns.windows is not None:
-        figures["windows_percent"] = 100 * turns.windows
+    if turns.rare:
+        figures["rare_percent"] = {name: 100 * share for name, share in turns.rare.items()}
     if turns.saves:
         save = statistics.median(turns.saves)
         figures |= {"save_cpu_ms": 1e3 * save, "saves_percent": 100 * save / SAVE_EVERY_S}
@@ -285,8 +348,8 @@ def lines_of(case: str, found: dict[str, Any]) -> Iterator[str]:
     yield f"  {found['extra_us']:+.2f} us a step ({us[0]:+.2f} to {us[1]:+.2f})"
     yield f"  {found['percent']:+.2f} % ({percent[0]:+.2f} to {percent[1]:+.2f})"
     yield f"  threads {found['threads_percent']:.2f} % of a core"
-    if "windows_percent" in found:
-        yield f"  windows {found['windows_percent']:.2f} % of a core"
+    for name, share in found.get("rare_percent", {}).items():
+        yield f"  rare work of {name} {share:.2f} %"
     if "save_cpu_ms" in found:
         yield f"  a save {found['save_cpu_ms']:.1f} ms CPU: {found['saves_percent']:.3f} % at one a minute"
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from perdqn.config import Config
 
-WORTHWHILE_UPDATES = 30_000  # compiling takes some 10 s, and saves about 0.4 ms an update of a small network
+WORTHWHILE_UPDATES = 15_000  # compiling takes some 15 s, and saves about 1 ms an update of a small network
 COMPILES = "compiling the learning step, once for this network on this machine: some 10 to 30 s"
 STARTS = "updates are not compiled, since {why}; eager ones are several times slower for small networks"
 GOES_ON = (

@@ -43,11 +43,12 @@ class Health:
     """Looks at a run now and then.
 
     What it remembers from one look to the next is saved with the run: which actions were greedy on which
-    rows.
+    rows, and the largest gain of a layer at the first look.
     """
 
     def __init__(self, module: PERDQN) -> None:
         self._initial_norm = weight_norm(module.online)
+        self._first_gain: float | None = None
         self._looked_at: int | None = None  # update of the last look
         self._actions: tuple[Ids, Ids] | None = None  # rows probed then, and the greedy actions on them
 
@@ -59,6 +60,7 @@ class Health:
         """`measure`, and remember it for the next look."""
         figures, seen = self._measure(module)
         self._looked_at = module.update_steps
+        self._first_gain = figures["health/weight_gain_first"]
         if seen is not None:
             self._actions = (seen.ids, seen.q_values.argmax(1).cpu().numpy())
         return figures
@@ -73,6 +75,9 @@ class Health:
             **_weights(module, self._initial_norm),
             **_optimizer(module),
         }
+        figures["weight_gain_first"] = (
+            figures["weight_gain"] if self._first_gain is None else self._first_gain
+        )
         with Networks(module) as networks:
             seen = probe(module, networks)
             if seen is not None:
@@ -100,10 +105,11 @@ class Health:
 
     def state_dict(self) -> dict[str, Any]:
         actions = None if self._actions is None else [torch.from_numpy(part) for part in self._actions]
-        return {"looked_at": self._looked_at, "actions": actions}
+        return {"looked_at": self._looked_at, "actions": actions, "first_gain": self._first_gain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._looked_at, actions = state["looked_at"], state["actions"]
+        self._first_gain = state.get("first_gain", self._first_gain)
         self._actions = None if actions is None else (actions[0].numpy(), actions[1].numpy())
 
 
@@ -304,7 +310,7 @@ def _weights(module: PERDQN, initial_norm: float) -> Figures:
     return {
         "weight_norm": norm,
         "weight_norm_growth": ratio(norm, initial_norm),
-        "weight_gain": max(gains, default=math.nan),
+        "weight_gain": max(gains, default=0.0),
         "target_norm_growth": ratio(norm_of(target), initial_norm),
         "target_lag": ratio(norm_of(differences), norm),
     }

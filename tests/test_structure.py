@@ -54,7 +54,7 @@ PERDQN_PARTS = {
     "calibration": "backend config evaluation module",
     "preflight": "calibration config learning",
     "perdqn": "module",  # perdqn/__init__.py
-    "assembly": "acting arguments calibration config faults module preflight run transition",
+    "assembly": "acting advice arguments calibration config faults module preflight run transition",
     "completion": "acting assembly",
     "cli": "acting advice archive assembly completion config fingerprint handover health module proving"
     " recording reporting run shipped",

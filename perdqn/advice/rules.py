@@ -291,7 +291,7 @@ DEAD_RELUS = ValueRule(
 )
 WEIGHT_INIT = ValueRule(
     name="weight_init_large",
-    when=["min(health/weight_gain) > 5"],
+    when=["newest(health/weight_gain_first) > 5", "newest(health/weight_gain) > 5"],
     priority="critical",
     confidence=0.9,
     message="A layer makes what it sees {0:.1f} times as large, and did so from the beginning; begin with "

@@ -208,6 +208,20 @@ def test_weights_are_told_beside_those_of_the_beginning_and_of_the_target():
     assert found["weight_gain"] == pytest.approx(float(weight.square().mean().sqrt()) * 2.0)
 
 
+def test_the_gain_of_the_first_look_is_kept_however_long_a_run():
+    module = make()
+    first = module._health.look(module)["health/weight_gain_first"]
+    with torch.no_grad():
+        for parameter in module.online.parameters():
+            parameter.mul_(9.0)
+    again = make()
+    again._health.load_state_dict(module._health.state_dict())
+    for own in (module._health, again._health):
+        found = own.look(module)
+        assert found["health/weight_gain_first"] == first
+        assert found["health/weight_gain"] == pytest.approx(9 * first)
+
+
 def test_churn_is_the_share_of_rows_whose_greedy_action_changed_since_the_last_look():
     module = make()
     for step in range(5):

@@ -54,6 +54,7 @@ FIGURES = {
     "health/feature_rank": 20.0,
     "health/weight_norm_growth": 2.0,
     "health/weight_gain": 1.5,
+    "health/weight_gain_first": 0.8,
     "health/target_norm_growth": 1.9,
     "health/step_ratio": 4e-4,
     "health/step_limit": 5e-3,
@@ -100,7 +101,7 @@ CASES = {
     "batch_small": ({}, {"learner.batch_size": 2}, 32),
     "network_small": ({"health/num_features": 2.0}, {}, None),
     "dead_relus": ({"health/dead_fraction": 1.0}, {}, pytest.approx(1e-4 / 3, rel=1e-2)),
-    "weight_init_large": ({"health/weight_gain": 12.0}, {}, None),
+    "weight_init_large": ({"health/weight_gain": 12.0, "health/weight_gain_first": 12.0}, {}, None),
     "untrained_parameters": ({"health/untrained_fraction": 0.5}, {}, None),
     "priorities_not_updated": ({"health/never_replayed_fraction": 1.0}, {}, None),
     "priorities_uniform": (
