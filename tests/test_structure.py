@@ -71,7 +71,7 @@ HOLDFAST_PARTS = {
     "boundary": "around exact",
     "scaling": "exact resources storage",
     "auto_scaler": "around boundary scaling",
-    "timing": "advising exact",
+    "timing": "advising around exact",
     "performance_monitor": "around boundary timing",
     "saving": "around boundary exact storage triggers",
     "checkpoint": "boundary saving storage",
@@ -106,7 +106,8 @@ HOLDFAST_FILES = {
     "resources": "__init__ kernel_file reader cgroups pressure memory cpu process disk accelerator sampler"
     " history pieces forecast alerts heap release journal watching",
     "triggers": "reason watch pace growth numerics slurm signals deadline preemption memory disk __init__",
-    "exact": "__init__ plain rng loaders data_position hidden loop_state evaluation exactness logs resume",
+    "exact": "__init__ plain rng loaders aside data_position hidden loop_state evaluation exactness logs"
+    " resume",
     "scaling": "__init__ knob climb cache ordinary",
     "timing": "__init__ sketch clock clocked kernel actions profiler windows bottlenecks interventions"
     " layers report",

@@ -388,7 +388,7 @@ def run(kind: str, share: float, program: str, variant: int, seconds: float) -> 
     model = Model(PROGRAMS[program], injection)
     with prepared(kind, share, base, obtained, model) as turn:
         monitor = PerformanceMonitor(interventions=kind == "compute", **WINDOWS)
-        fit(model, Clockwork(injection, 8 * seconds, monitor, turn=turn), monitor)
+        fit(model, Clockwork(injection, 20 * seconds, monitor, turn=turn), monitor)
         found = monitor.find_bottlenecks()
         num_steps = 20 if kind in ("disk", "cpu_throttled", "memory_pressure") else 10
         paired = Clockwork(injection, seconds, block_steps=num_steps, turn=turn)
@@ -464,7 +464,7 @@ def healthy(program: str, seconds: float, interventions: bool) -> list[str]:
     """What is named where nothing is injected."""
     injection = Injection()
     monitor = PerformanceMonitor(interventions=interventions, **WINDOWS)
-    clockwork = Clockwork(injection, 8 * seconds, monitor, is_slow=False)
+    clockwork = Clockwork(injection, 20 * seconds, monitor, is_slow=False)
     fit(Model(PROGRAMS[program], injection), clockwork, monitor)
     return [each.label for each in monitor.find_bottlenecks()]
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from .around import around
 from .boundary import BoundaryCallback
-from .timing.bottlenecks import Bottleneck, advice_on, find_bottlenecks
+from .timing.bottlenecks import Bottleneck, Cached, advice_on, find_bottlenecks
 from .timing.clock import Clock, PhaseClock, Span, Usage, thread_usage
 from .timing.clocked import ClockedMethods, TellsItsPhases, TimedMethod
-from .timing.interventions import LayerInputs, layer_excess_s
+from .timing.interventions import LayerInputs, NewestBatch, cached_step_s, layer_excess_s
 from .timing.kernel import Kernel, Waits
 from .timing.layers import LayerProfile, profile_layers
 from .timing.profiler import PhaseProfiler
@@ -53,8 +53,10 @@ class PerformanceMonitor(BoundaryCallback):
         every_s: least time between two windows.
         max_cost: share of the time that looking may cost; windows get rarer to keep to it.
         interventions: whether to confirm slow layers, by running layers that are not quite torch's own once
-            more, and torch's own in their place, on inputs of the step before. Copies are run and random
-            streams put back, so the training goes on as it would have.
+            more, and torch's own in their place, on inputs of the step before; and slow data, by some steps
+            on the newest batch, without a loader. Copies are run and random streams put back, so the training
+            goes on as it would have; a ``training_step`` that writes files does so in these steps, too. Needs
+            room for a second module; not of several processes, nor of one that optimises by itself.
         log: whether shares are logged.
         clock: seconds, monotonic.
         usage: what the thread that asks has computed and waited.
@@ -98,6 +100,7 @@ class PerformanceMonitor(BoundaryCallback):
         self.window_steps, self.every_s, self.max_cost = window_steps, every_s, max_cost
         self._profiler: PhaseProfiler | None = None
         self._inputs: LayerInputs | None = None
+        self._newest: NewestBatch | None = None
         self._is_monitoring = False
         self._forget()
 
@@ -108,6 +111,7 @@ class PerformanceMonitor(BoundaryCallback):
         self._methods = ClockedMethods(self._phases)
         self._began, self._waits_began, self._waits_ended = self._clock(), Waits(), Waits()
         self._ended: float | None = None
+        self._cached = Cached()
         self._own_mark: Mark | None = None
         self._step = 0
         self._due = self._report_due = 0
@@ -182,11 +186,14 @@ class PerformanceMonitor(BoundaryCallback):
 
     def find_bottlenecks(self) -> list[Bottleneck]:
         """Of the newest windows, the largest first."""
+        return self._find(self._cached)
+
+    def _find(self, cached: Cached | None = None) -> list[Bottleneck]:
         windows = self._windows
         records = list(windows.records)
         if windows.num_records == len(records):  # the first of a run holds what is done once
             records = records[1:]
-        return find_bottlenecks(records, windows.reference)
+        return find_bottlenecks(records, windows.reference, cached)
 
     @property
     def records(self) -> list[Record]:
@@ -275,11 +282,13 @@ class PerformanceMonitor(BoundaryCallback):
     def _turn(self, trainer: Trainer, module: LightningModule) -> None:
         windows, step = self._windows, self._step
         if self._inputs is not None:
-            self._intervene()
+            self._intervene(module)
         elif windows.is_open and step >= windows.due:
             self._close(step)
             if self.interventions and windows.num_records % _INTERVENE_EVERY == 1:
                 self._inputs = LayerInputs(module)
+                if any(each.label == "data" for each in self._find()):
+                    self._newest = NewestBatch(trainer.strategy)
         elif step >= windows.due:
             self._open(trainer, module, step)
         if self.report_every_steps is not None and step >= self._report_due:
@@ -312,12 +321,24 @@ class PerformanceMonitor(BoundaryCallback):
         self._windows.close(step)
         self._methods.take_away()
 
-    def _intervene(self) -> None:
+    def _intervene(self, module: LightningModule) -> None:
         assert self._inputs is not None
         began, calls = self._windows.cpu_clock(), self._inputs.stop()
         self._inputs = None
         self._windows.layer_excess_s = layer_excess_s(calls)
+        if self._newest is not None:
+            newest, self._newest = self._newest.stop(), None
+            self._cached = self._replay(module, newest)
+        self._windows.restart(self._step)
         self._windows.charge(self._windows.cpu_clock() - began)
+
+    def _replay(self, module: LightningModule, newest: list[Any]) -> Cached:
+        if not newest:
+            return Cached(reason="the module draws its batches itself")
+        try:
+            return Cached(cached_step_s(module, newest[0], self._clock, self._usage))
+        except Exception as error:  # a module may do anything that a copy without a trainer cannot
+            return Cached(reason=f"{type(error).__name__}: {error}")
 
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         with self._phases.span("callbacks/PerformanceMonitor"):
@@ -368,6 +389,9 @@ class PerformanceMonitor(BoundaryCallback):
         if self._inputs is not None:
             self._inputs.stop()
             self._inputs = None
+        if self._newest is not None:
+            self._newest.stop()
+            self._newest = None
         self._methods.take_away()
         self.stop_monitoring()
         if self._profiler is not None:

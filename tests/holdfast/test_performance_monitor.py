@@ -21,6 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from programs import Memory, build, differences, run
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 OFTEN: dict[str, Any] = {"window_steps": 1, "every_s": 1e-6, "max_cost": 0.99}
 PROGRAMS = ("image_classifier", "gan", "transformer")
@@ -43,6 +44,9 @@ class Hands:
 
     def __call__(self) -> float:
         return self.now
+
+    def __deepcopy__(self, memo: Any) -> Hands:
+        return self  # time passes for copies, too
 
     def usage(self) -> Usage:
         """All of it is computed."""
@@ -135,6 +139,132 @@ def test_what_is_slow_is_named(label: str, tmp_path: Path) -> None:
     assert found["speed_up"] == pytest.approx(4 / 3, rel=0.02)
     (advice,) = report["recommendations"]
     assert (advice["rule"], advice["priority"]) == (f"bottleneck/{label}", "high")
+
+
+def bottlenecks_of(module: LightningModule, folder: Path, hands: Hands) -> list[dict[str, Any]]:
+    clocks: dict[str, Any] = {"clock": hands, "usage": hands.usage, "kernel": Still()}
+    monitor = PerformanceMonitor(**OFTEN, **clocks, interventions=True)
+    trainer = fit(module, monitor, folder=folder)
+    assert "batch_to_device" not in vars(trainer.strategy)
+    found: list[dict[str, Any]] = monitor.get_performance_report()["bottlenecks"]
+    return found
+
+
+def test_slow_data_are_confirmed_by_a_cached_batch(tmp_path: Path) -> None:
+    hands = Hands()
+    (found,) = bottlenecks_of(Acting(hands, data=1, forward=1, backward=2, optimiser=1), tmp_path, hands)
+    evidence = found["evidence"]
+    assert (evidence["ms_a_step"], evidence["ms_a_step_cached"]) == pytest.approx((5000, 4000), rel=1e-3)
+    assert found["speed_up"] == pytest.approx(5 / 4, rel=1e-3)
+    assert evidence["speed_up_cached"] == pytest.approx(5 / 4, rel=1e-3)
+    assert found["confirmation"] == "confirmed: 1.25 times as fast with a cached batch"
+
+
+class OnADevice(Acting):
+    """A step waits for the device, which is busy with the step before for three seconds."""
+
+    busy_until = 0.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.hands.now = max(self.hands.now, self.busy_until)
+        self.busy_until = self.hands.now + 3
+        return self.layer(batch).sum()
+
+
+def test_data_that_come_while_the_device_is_busy_are_not_named(tmp_path: Path) -> None:
+    hands = Hands()
+    assert bottlenecks_of(OnADevice(hands, data=2), tmp_path, hands) == []
+
+
+class ByHand(Acting):
+    """Optimises by itself."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.optimizers().step()  # type: ignore[union-attr]
+
+
+class AskingTheTrainer(Acting):
+    """Makes no step without one."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) / self.trainer.world_size
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(ByHand, "ByHand optimises by itself"), (AskingTheTrainer, "AskingTheTrainer is not attached")],
+)
+def test_data_are_named_unconfirmed_where_no_step_can_be_made_aside(
+    kind: type[Acting], why: str, tmp_path: Path
+) -> None:
+    hands = Hands()
+    (found,) = bottlenecks_of(kind(hands, data=1, forward=3), tmp_path, hands)
+    assert found["confirmation"].startswith("not confirmed: ")
+    assert why in found["confirmation"]
+    assert "speed_up_cached" not in found["evidence"]
+
+
+class Everything(Acting):
+    """Draws, counts, logs, keeps a metric, and changes its batch in place; its rows are always the same."""
+
+    def __init__(self, hands: Hands) -> None:
+        super().__init__(hands, data=1, forward=1)
+        self.layer = torch.nn.Sequential(  # type: ignore[assignment]
+            torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1)
+        )
+        self.mean, self.rows, self.num_steps = MeanMetric(), torch.rand(8, 4), 0
+
+    def train_dataloader(self) -> Any:
+        def collate(items: Any) -> Any:
+            self.spend("data")
+            return self.rows
+
+        return DataLoader(torch.ones(64, 1), batch_size=1, shuffle=True, collate_fn=collate)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.spend("forward")
+        self.num_steps += 1
+        batch.add_(torch.rand_like(batch), alpha=0.01)
+        loss = self.layer(batch).square().mean()
+        self.mean.update(loss.detach())
+        self.log_dict({"loss": loss, "mean": self.mean})
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def test_steps_on_a_cached_batch_change_no_bit_of_the_training(tmp_path: Path) -> None:
+    ends = []
+    for is_watched in (True, False):
+        torch.manual_seed(1)
+        hands = Hands()
+        module = Everything(hands)
+        clocks: dict[str, Any] = {"clock": hands, "usage": hands.usage, "kernel": Still()}
+        monitor = PerformanceMonitor(**OFTEN, **clocks, interventions=True)
+        trainer = fit(module, *[monitor] * is_watched, folder=tmp_path)
+        ends.append(
+            (
+                {name: value.tolist() for name, value in module.state_dict().items()},
+                [
+                    moment.tolist()
+                    for each in trainer.optimizers[0].state.values()
+                    for moment in each.values()
+                ],
+                {name: float(value) for name, value in trainer.callback_metrics.items()},
+                module.rows.tolist(),
+                module.num_steps,
+                torch.get_rng_state().tolist(),
+            )
+        )
+        if is_watched:
+            (found,) = monitor.find_bottlenecks()
+            assert found.confirmation.startswith("confirmed")
+    assert ends[0] == ends[1]
 
 
 @each_program

@@ -5,11 +5,9 @@ Knows nothing about when they are turned.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +19,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from ..exact.loaders import draws_nothing, get_state, is_iterable_style, set_state
-from ..exact.rng import get_global_rng, set_global_rng
+from ..exact.aside import step_aside, streams_put_back
+from ..exact.loaders import draws_nothing, is_iterable_style
 from ..resources.cpu import num_cores
 from .knob import Knob
 
@@ -49,7 +47,7 @@ def workers_of(loaders: list[Any], progress: Callable[[], int], clock: Callable[
 
     def measure(value: int) -> float:
         before = own[0].num_workers
-        with _streams_put_back(own):
+        with streams_put_back(own):
             put(value)
             begun = clock()
             for loader in own:
@@ -86,37 +84,10 @@ def threads_of(module: Any, loaders: list[Any], clock: Callable[[], float] = tim
 
 
 def _time_steps(module: Any, loaders: list[Any], clock: Callable[[], float]) -> float:
-    """Some training steps of a copy, forward and backward, on the first batch."""
-    if not module.automatic_optimization:
-        raise ValueError(
-            f"{type(module).__name__} optimises by itself: only a run can tell what a step costs"
-        )
-    with _streams_put_back(loaders):
-        batch = module.trainer.strategy.batch_to_device(next(iter(loaders[0])))
-        alone = _copy(module)
+    """Some training steps aside, on the first batch."""
+    with streams_put_back(loaders):
+        step = step_aside(module, module.trainer.strategy.batch_to_device(next(iter(loaders[0]))))
         begun = clock()
         for _ in range(_NUM_STEPS):
-            outputs = alone.training_step(batch, 0)
-            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-            loss.backward()
+            step()
         return clock() - begun
-
-
-def _copy(module: Any) -> Any:
-    trainer, module._trainer = module._trainer, None
-    try:
-        alone = copy.deepcopy(module)
-    finally:
-        module._trainer = trainer
-    alone.log = alone.log_dict = lambda *_, **__: None
-    return alone.train()
-
-
-@contextlib.contextmanager
-def _streams_put_back(loaders: list[Any]) -> Iterator[None]:
-    rng, state = get_global_rng(), get_state(loaders)
-    try:
-        yield
-    finally:
-        set_state(loaders, state)
-        set_global_rng(rng)

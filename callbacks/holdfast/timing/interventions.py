@@ -1,4 +1,4 @@
-"""What layers take beyond torch's own forward of the same layer, found out by running both on kept inputs.
+"""Confirms by running once more: layers beside torch's own on kept inputs, steps aside on a kept batch.
 
 Knows nothing about phases, nor when this is done.
 """
@@ -6,15 +6,18 @@ Knows nothing about phases, nor when this is done.
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
-from ..exact.rng import get_global_rng, set_global_rng
-from .clock import thread_usage
+from ..around import around
+from ..exact.aside import step_aside, streams_put_back
+from .clock import Clock, Usage, thread_usage
 
 # Their forward is a function of their input: it draws nothing and changes nothing.
 PURE = (
@@ -69,12 +72,61 @@ def layer_excess_s(calls: list[tuple[nn.Module, tuple[Any, ...]]], repeats: int 
 
     On copies, without gradients, with the random streams put back: the training is not touched.
     """
-    state = get_global_rng()
-    try:
-        with torch.no_grad():
-            return sum(_excess(layer, inputs, repeats) for layer, inputs in calls)
-    finally:
-        set_global_rng(state)
+    with streams_put_back(), torch.no_grad():
+        return sum(_excess(layer, inputs, repeats) for layer, inputs in calls)
+
+
+class NewestBatch:
+    """Keeps what the next step is given, where the module's device has it.
+
+    Args:
+        strategy: of the trainer, by which batches go there.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self.batches: list[Any] = []  # the newest, if there was one
+        self._strategy = strategy
+        self._before = vars(strategy).get("batch_to_device")
+        around(strategy, "batch_to_device", self._keep)
+
+    def _keep(self, batch_to_device: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        batch = batch_to_device(*args, **kwargs)
+        self.batches = [batch]
+        return batch
+
+    def stop(self) -> list[Any]:
+        """Nothing is left at the strategy."""
+        if self._before is None:
+            vars(self._strategy).pop("batch_to_device", None)
+        else:
+            self._strategy.batch_to_device = self._before
+        return self.batches
+
+
+def cached_step_s(
+    module: LightningModule,
+    batch: Any,
+    clock: Clock = time.perf_counter,
+    usage: Callable[[], Usage] = thread_usage,
+    repeats: int = 5,
+) -> float:
+    """Seconds of forward and backward on a batch that is there already; the median of steps aside.
+
+    Raises:
+        Exception: as `step_aside`; and where other processes would have to take part.
+    """
+    if module.trainer.world_size > 1:
+        raise ValueError("several processes train: a step of one of them would wait for the others")
+    with streams_put_back():
+        step = step_aside(module, batch)
+
+        def finished() -> None:
+            step()
+            if module.device.type == "cuda":
+                torch.cuda.synchronize(module.device)
+
+        finished()  # what is done once
+        return statistics.median(_own_s(finished, clock, usage) for _ in range(repeats))
 
 
 def _excess(layer: nn.Module, inputs: tuple[Any, ...], repeats: int) -> float:
@@ -100,11 +152,12 @@ def _base(layer: nn.Module) -> Any:
 
 
 def _time(call: Callable[[], Any], repeats: int) -> float:
-    """Computed and waited, the least of some; not what others had the CPU for."""
-    took = []
-    for _ in range(repeats):
-        began, before = time.perf_counter(), thread_usage()
-        call()
-        used, seconds = thread_usage(), time.perf_counter() - began
-        took.append(seconds if used.num_waits != before.num_waits else used.cpu_s - before.cpu_s)
-    return min(took)
+    return min(_own_s(call, time.perf_counter, thread_usage) for _ in range(repeats))
+
+
+def _own_s(call: Callable[[], Any], clock: Clock, usage: Callable[[], Usage]) -> float:
+    """Computed and waited; not what others had the CPU for."""
+    began, before = clock(), usage()
+    call()
+    used, seconds = usage(), clock() - began
+    return seconds if used.num_waits != before.num_waits else used.cpu_s - before.cpu_s

@@ -157,6 +157,10 @@ class Windows:
         self.charge(self._opening_s + self.cpu_clock() - began + num_calls * self._clock.pair_cost_s)
         return record
 
+    def restart(self, step: int) -> None:
+        """What passed since the last window belongs to no record."""
+        self._last = self._mark(step)
+
     def charge(self, seconds: float) -> None:
         """Note what looking has cost, and put off the next window accordingly."""
         assert self._last is not None
