@@ -10,12 +10,14 @@ import json
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
-import psutil
 import yaml
+from holdfast.advising.general import general_rules
+from holdfast.resources.memory import MemoryFigures
 from holdfast.saving.environment import environment_fingerprint
 from holdfast.triggers.disk import free_space
 from jsonargparse import Namespace
@@ -28,6 +30,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from perdqn import faults
 from perdqn.acting.environment import MissingExtra, describe
+from perdqn.advice import RULES
+from perdqn.advice.settings import ADAPTABLE
 from perdqn.arguments import ArgumentParser
 from perdqn.calibration import Calibration, calibrate
 from perdqn.config import (
@@ -41,10 +45,9 @@ from perdqn.config import (
 )
 from perdqn.module import PERDQN
 from perdqn.preflight import Keeping, Preflight, Room, is_long, predict
-from perdqn.replay.memory import memory_limit
 from perdqn.run.dashboard import Dashboard
 from perdqn.run.folder import RunFolder, claim_run
-from perdqn.run.keeping import KEEPERS, WATCHERS, BestCheckpoint, add_sections
+from perdqn.run.keeping import KEEPERS, WATCHERS, BestCheckpoint, add_sections, find_faults
 from perdqn.run.progress import RunProgress
 from perdqn.run.record import RunRecord
 from perdqn.run.summary import format_rows
@@ -176,7 +179,9 @@ class RunCLI(LightningCLI):
         root = Path(self.config_dump["trainer"]["default_root_dir"] or ".")
         room = get_room(root)
         self.report, self.spec = inspect_settings(self.settings, self.config_dump["trainer"], room, keeping)
-        if found := misread + self.report.faults:
+        faults_of_callbacks = find_faults(self.config_dump, dashboard=Dashboard)
+        faults_of_callbacks += find_unknown_names(self.config_dump["advisor"])
+        if found := misread + self.report.faults + faults_of_callbacks:
             raise ConfigError(found)
         if self.origin is not None:
             self.changes = self._get_changes(self.origin)
@@ -337,7 +342,7 @@ class RunCLI(LightningCLI):
     def events(self) -> list[dict[str, Any]]:
         """What threatened the run and what was done about it, oldest first."""
         events = [dict(event) for keeper in self.keepers for event in getattr(keeper, "history", [])]
-        return sorted(events, key=lambda event: str(event["time"]))
+        return sorted(events, key=lambda event: int(event["global_step"]))
 
 
 def parser_of(command: str) -> LightningArgumentParser:
@@ -382,6 +387,19 @@ def inspect_settings(
     return report, spec
 
 
+def find_unknown_names(advisor: Mapping[str, Any]) -> list[str]:
+    """What the advisor is told of that no run has."""
+    known = {"bounds": set(ADAPTABLE)}
+    if not advisor["rules"]:  # those of the user are named as they are built
+        known["without"] = {rule.name for rule in (*general_rules(), *RULES)}
+    found = []
+    for setting, names in known.items():
+        for name in set(advisor[setting] or ()) - names:
+            near = " or ".join(get_close_matches(name, names, n=1) or sorted(names)[:4])
+            found.append(f"advisor.{setting} must name what there is, got {name}; use {near}")
+    return found
+
+
 def get_keeping(settings: Mapping[str, Any]) -> Keeping:
     """What a run with these settings keeps."""
     checkpoint, emergency, trainer = (settings[name] for name in ("checkpoint", "emergency", "trainer"))
@@ -405,9 +423,9 @@ def _located(error: Exception, key: str) -> str:
 
 
 def get_available_bytes() -> int:
-    """Memory this process may still take."""
-    free_here = memory_limit() - psutil.Process().memory_info().rss
-    return min(free_here, psutil.virtual_memory().available)
+    """Memory this process may still take, without swap: a replay is read all over."""
+    usage = MemoryFigures().tightest()
+    return usage.limit_bytes - usage.used_bytes
 
 
 def list_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from holdfast.exact.rng import get_global_rng, set_global_rng
+from holdfast.saving.save import save_generation
+from holdfast.storage.generations import GenerationFolder
 from holdfast.storage.parts import PartStore
 from lightning.pytorch import Callback, Trainer
 
@@ -33,6 +35,7 @@ _ROWS = 1 << 14  # of the throw-away replay
 _LEAST_WARMUP = 256  # env steps
 _LONGEST_BUDGET = 1_000_000_000  # env steps; the clock ends it
 _WINDOWS = 8
+_SAVES = 4
 _BIG_FILE_BYTES = 8 << 20
 Clock = Callable[[], float]
 
@@ -56,7 +59,7 @@ class Calibration(NamedTuple):
         episode_steps: length of the episodes seen.
         image_bytes: what the images of a row take in memory where they are compressed; else 0.
         saved_share: what zstd leaves of a row on disk.
-        write_start_s: a small file, flushed.
+        save_start_s: a save, whatever its size: state gathered, files made, flushed and read back.
         write_bytes_s: bytes written a second, flushed and read back.
     """
 
@@ -67,7 +70,7 @@ class Calibration(NamedTuple):
     episode_steps: float
     image_bytes: float
     saved_share: float
-    write_start_s: float
+    save_start_s: float
     write_bytes_s: float
 
 
@@ -89,11 +92,12 @@ def calibrate(
     """
     with _leaving_no_trace():
         model = PERDQN(**vars(_shortened(config)))
-        step_s = _train(model, seconds, clock, trainer or {})
+        step_s, save = _train(model, seconds, clock, trainer or {}, folder)
         try:
             act_s = _time_acting(model, seconds / 8, clock)
             start_s, evaluation_s = _time_evaluation(model, config, seconds / 8, clock)
             share = _measure_saved_share(model)
+            write_bytes_s = measure_writing(folder, clock)
             return Calibration(
                 act_s,
                 step_s,
@@ -102,7 +106,8 @@ def calibrate(
                 model.env_steps / max(1, model.episodes),
                 _image_bytes(model),
                 share,
-                *measure_writing(folder, clock),
+                max(0.0, save.seconds - save.num_bytes / write_bytes_s),
+                write_bytes_s,
             )
         finally:
             model.teardown("fit")
@@ -139,12 +144,20 @@ def _shortened(config: Config) -> Config:
     )
 
 
-class _Marks(Callback):
-    """Ends training after some seconds of learning, and remembers when how much was done."""
+class _Saved(NamedTuple):
+    """A save: what it took, and what it wrote."""
 
-    def __init__(self, seconds: float, clock: Clock) -> None:
-        self._seconds, self._clock = seconds, clock
+    seconds: float
+    num_bytes: int
+
+
+class _Marks(Callback):
+    """Ends training after some seconds of learning, saves, and remembers when how much was done."""
+
+    def __init__(self, seconds: float, clock: Clock, folder: Path) -> None:
+        self._seconds, self._clock, self._folder = seconds, clock, folder
         self.marks: list[tuple[float, int]] = []  # time, env steps; from the second group of updates on
+        self.saves: list[_Saved] = []
         self._num_groups = 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
@@ -153,10 +166,21 @@ class _Marks(Callback):
             return
         self.marks.append((self._clock(), pl_module.env_steps))
         trainer.should_stop = len(self.marks) > 2 and self.marks[-1][0] - self.marks[0][0] >= self._seconds
+        if trainer.should_stop:
+            with tempfile.TemporaryDirectory(dir=self._folder) as inside:
+                saves = [self._save(trainer, GenerationFolder(inside)) for _ in range(_SAVES)]
+            self.saves = saves[1:]  # the first writes the whole replay
+
+    def _save(self, trainer: Trainer, folder: GenerationFolder) -> _Saved:
+        begun, known = self._clock(), {file.path for one in folder.generations() for file in one.files}
+        written = save_generation(trainer, folder, None, "regular").files
+        return _Saved(self._clock() - begun, sum(file.size for file in written if file.path not in known))
 
 
-def _train(model: PERDQN, seconds: float, clock: Clock, settings: dict[str, Any]) -> Pace:
-    watch = _Marks(seconds, clock)
+def _train(
+    model: PERDQN, seconds: float, clock: Clock, settings: dict[str, Any], folder: Path
+) -> tuple[Pace, _Saved]:
+    watch = _Marks(seconds, clock, folder)
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     Trainer(
         **quiet,
@@ -166,7 +190,7 @@ def _train(model: PERDQN, seconds: float, clock: Clock, settings: dict[str, Any]
         max_epochs=1,
         callbacks=[watch],
     ).fit(model)
-    return pace_of(watch.marks)
+    return pace_of(watch.marks), sorted(watch.saves)[len(watch.saves) // 2]
 
 
 def pace_of(marks: list[tuple[float, int]]) -> Pace:
@@ -246,8 +270,8 @@ def _image_bytes(model: PERDQN) -> float:
     return float(sum(sizes)) / num_rows
 
 
-def measure_writing(folder: Path, clock: Clock = time.perf_counter) -> tuple[float, float]:
-    """Seconds for a small file, flushed and read back, and bytes a second of a larger one.
+def measure_writing(folder: Path, clock: Clock = time.perf_counter) -> float:
+    """Bytes a second that a file takes in once it is begun, flushed and read back.
 
     Raises:
         OSError: ``folder`` cannot be written to.
@@ -263,4 +287,4 @@ def measure_writing(folder: Path, clock: Clock = time.perf_counter) -> tuple[flo
 
         small = statistics.median(seconds(f"small{i}", 4_096) for i in range(3))
         large = seconds("large", _BIG_FILE_BYTES)
-        return small, _BIG_FILE_BYTES / max(large - small, 0.1 * large, 1e-9)
+        return _BIG_FILE_BYTES / max(large - small, 0.1 * large, 1e-9)

@@ -111,7 +111,7 @@ def _rng(
     acting = experience["acting"]
     return {
         "sampling": replay["rng"],
-        "exploration": None if acting is None else acting["actor"]["rng"],
+        "exploration": None if acting is None else acting["actor"].get("rng"),  # a fork's begins anew
         "noise": state["noise"],
         "global": state["global_rng"],
     }

@@ -21,7 +21,8 @@ from perdqn.learning.networks import build_network
 
 LONG_RUN_ENV_STEPS = 500_000  # a calibration of some seconds is not noticed in a run of minutes
 MIB = 2**20
-PROCESS_BYTES = 96 * MIB  # what training brings into a process that has imported everything
+PROCESS_BYTES = 224 * MIB  # what training brings into a process, compilers at their first use included
+_LEAST_PROCESS_BYTES = 80 * MIB  # without them
 _ENV_BYTES, _ENV_PROCESS_BYTES = 1 * MIB, 64 * MIB
 _CHANGING_BYTES = 22  # of a row alive, written whole in each save: priority, leaf, draws, two flags
 _WEIGHTS_SAVED = 4  # online, target, and Adam's two moments
@@ -32,6 +33,7 @@ _RESERVE_SHARE, _LEAST_RESERVE_BYTES = 1.5, 16 * MIB  # as holdfast's emergency 
 _TURNOVER = 1 / 16  # rows overwritten since, in segments whose other rows are alive
 _ENCODED_BYTES_S = 300e6  # compressing and copying
 _NEAR = 0.9
+_DRIFT = 1.25  # faster or slower for minutes on end, which seconds do not show; docs/observability.md
 Needs = dict[str, int]
 
 
@@ -122,7 +124,7 @@ def predict(
         return _reckon(_with(config, capacity), spec, room, keeping, calibration, weights, is_least)
 
     most = reckon(config.replay.capacity)
-    least = most if calibration else reckon(config.replay.capacity, is_least=True)
+    least = reckon(config.replay.capacity, is_least=True)
     most.faults, most.warnings = _judge(most, least, config, spec, keeping, reckon)
     if calibration is not None:
         most.save_s = _save_seconds(most, config, spec, calibration, keeping)
@@ -165,7 +167,7 @@ def memory_needs(
     """Bytes by part, on top of what the process takes now, once the replay is full."""
     replay = config.replay
     each = float(row_bytes(spec, replay.storage))
-    if replay.storage == "lz4" and not is_least:
+    if replay.storage == "lz4" and (calibration or not is_least):
         each += calibration.image_bytes if calibration else row_bytes(spec) - each
     is_doubled = replay.device == "learner" and not torch.cuda.is_available()
     num_envs = config.env.num_envs + config.evaluation.num_envs
@@ -174,7 +176,7 @@ def memory_needs(
         "replay": int(replay.capacity * each * (1 + is_doubled)),
         "networks": (_WEIGHTS_HELD + config.learner.act_ahead) * weights,
         "environments": num_envs * of_env,
-        "process": PROCESS_BYTES,
+        "process": _LEAST_PROCESS_BYTES if is_least else PROCESS_BYTES,
     }
 
 
@@ -194,10 +196,10 @@ def _rows_between_saves(config: Config, calibration: Calibration | None, keeping
 def _save_seconds(
     found: Preflight, config: Config, spec: Any, calibration: Calibration, keeping: Keeping
 ) -> float:
-    """Two files at least: the state and its manifest, each flushed and read back."""
+    """A save's own time, then that of what it writes, the rows of it compressed."""
     raw = found.save_bytes + _rows_between_saves(config, calibration, keeping) * raw_row_bytes(spec)
     writing = found.save_bytes / calibration.write_bytes_s
-    return 2 * calibration.write_start_s + writing + raw / _ENCODED_BYTES_S
+    return calibration.save_start_s + writing + raw / _ENCODED_BYTES_S
 
 
 def training_seconds(
@@ -225,9 +227,9 @@ def training_seconds(
 
     pace = calibration.step_s
     return (
-        seconds(pace.low, shortest),
+        seconds(pace.low, shortest) / _DRIFT,
         seconds(pace.mean, math.sqrt(shortest * longest)),
-        seconds(pace.high, longest),
+        seconds(pace.high, longest) * _DRIFT,
     )
 
 
@@ -258,7 +260,7 @@ def _judge(
     size = f"{_size(_sum(most.memory))} when it is full, {_size(room.memory)} are available"
     if _sum(most.memory) > usable:
         fitting = _largest_capacity(capacity, lambda c: _sum(reckon(c).memory) <= usable)
-        remedy = f"use at most {fitting}{storage}"
+        remedy = f"{_at_most(fitting)}{storage}"
         must = f"fit into memory (the run needs {size})"
         if _sum(least.memory) > room.memory:
             faults.append(sentence("model.replay.capacity", must, capacity, remedy))
@@ -269,7 +271,7 @@ def _judge(
     if _sum(most.disk) > usable:
         fitting = _largest_capacity(capacity, lambda c: _sum(reckon(c).disk) <= usable)
         fewer = ", checkpoint.keep 1" if keeping.num_regular > 1 else ""
-        remedy = f"use at most {fitting}{fewer}, or another disk by trainer.default_root_dir"
+        remedy = f"{_at_most(fitting)}{fewer}, or another disk by trainer.default_root_dir"
         must = f"leave room for its saves (they need {size})"
         if _sum(least.disk) > room.disk:
             faults.append(sentence("model.replay.capacity", must, capacity, remedy))
@@ -281,6 +283,10 @@ def _judge(
 def _largest_capacity(most: int, fits: Callable[[int], bool]) -> int:
     """By bisection, since what is needed grows with it."""
     return bisect.bisect_right(range(1, most), False, key=lambda capacity: not fits(capacity))
+
+
+def _at_most(capacity: int) -> str:
+    return f"use at most {capacity}" if capacity else "no capacity is sure to fit"
 
 
 def _sum(needs: Needs) -> int:

@@ -38,6 +38,17 @@ def find_config(name: str) -> str:
     raise ValueError(f"--config {name}: no such file or shipped config; {meant}shipped are {shipped}")
 
 
+def names_in(argv: list[str]) -> list[str]:
+    """Shipped names behind ``--config``, in order."""
+    options = (argument.partition("=") for argument in argv)
+    given = [
+        value or following
+        for (name, _, value), following in zip(options, [*argv[1:], ""], strict=True)
+        if name in OPTIONS
+    ]
+    return [name for name in given if name in get_names()]
+
+
 def expand(argv: list[str]) -> list[str]:
     """``argv`` with each shipped name behind ``--config`` replaced by its file.
 

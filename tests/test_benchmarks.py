@@ -71,6 +71,15 @@ def test_bottlenecks_are_injected_named_and_scored(tmp_path: Path) -> None:
     assert sum(found["confusion"]["data"].values()) == 1
 
 
+def test_preflight_is_compared_with_what_a_run_takes(tmp_path: Path) -> None:
+    case = run_quickly("observability/preflight.py", tmp_path / "p.json")["cases"]["quick"]
+    what = ("memory", "disk", "checkpoint", "save_s", "training_s", "training_cpu_s")
+    assert all(case[name]["predicted"] > 0 and case[name]["measured"] > 0 for name in what)
+    assert case["disk"]["ratio"] < 1  # an upper bound
+    low, expected, high = case["training_cpu_s"]["interval"]
+    assert low < expected < high
+
+
 def test_general_rules_are_scored_case_by_case(tmp_path: Path) -> None:
     options = ["dev", "--only", "learning rate"]
     scored = run_quickly("observability/general_rules.py", tmp_path / "g.json", *options)["dev"]

@@ -40,7 +40,7 @@ PERDQN_PARTS = {
     "evaluation": "acting config transition",
     "recording": "acting config transition",
     "run": "acting recording",
-    "reporting": "config replay run",
+    "reporting": "config replay run shipped",
     "probe": "",
     "diagnostics": "probe",
     "formulas": "",
@@ -54,7 +54,7 @@ PERDQN_PARTS = {
     "calibration": "backend config evaluation module",
     "preflight": "calibration config learning",
     "perdqn": "module",  # perdqn/__init__.py
-    "assembly": "acting arguments calibration config faults module preflight replay run transition",
+    "assembly": "acting advice arguments calibration config faults module preflight run transition",
     "completion": "acting assembly",
     "cli": "acting advice archive assembly completion config fingerprint handover health module proving"
     " recording reporting run shipped",

@@ -1,12 +1,16 @@
 """Injected bottlenecks: is the right one named, and is its speed-up predicted? Are healthy runs left alone?
 
-    python benchmarks/observability/bottlenecks.py                       # all kinds, some 30 minutes
+    python benchmarks/observability/bottlenecks.py                       # all kinds, some 40 minutes
     python benchmarks/observability/bottlenecks.py --kinds data disk --shares 0.1 0.4 --runs 4
+    python benchmarks/observability/bottlenecks.py --programs convolutions recurrent manual
 
-One program (a perceptron on the CPU, some 5 ms a step) is slowed down on purpose so that the injected part
-is a given share of the step. Of each kind there are variants, taken in turns by run: something waits or
-computes, from the beginning or after eight windows. CPU and memory are kept short by control groups of this
-machine (v1, as root; left out and said so where there are none).
+A program is slowed down on purpose so that the injected part is a given share of the step. Programs, by
+milliseconds of a step on one core: ``perceptron`` (5), on which the thresholds were set; and held out,
+``convolutions`` on images (8), ``recurrent`` on tokens (12), ``manual`` with two optimisers of its own (4).
+Of each kind there are variants: something waits or computes, from the beginning or after eight windows.
+Programs and variants are taken in turns by run, so that each kind meets each program. CPU and memory are kept
+short by control groups of this machine (v1, as root; left out and said so where there are none). No kind
+swaps: what is short of memory reads pages of a file again; ``left_out`` says whether there was any swap.
 
 A run is a fit with the monitor and the injection, and one without the monitor in which the injection is
 switched off and on block by block: the measured speed-up is the median over pairs of neighbouring blocks, so
@@ -53,7 +57,6 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "bottlenecks.json"
 WINDOWS: dict[str, Any] = {"window_steps": 8, "every_s": 0.1, "max_cost": 0.03}
 WINDOWS_OF_A_RUN = 14  # with the injection
 MIN_PAIRS = 6
-WIDTH, BATCH = 384, 128
 PAGE, NUM_PAGES = 4096, 16384  # of the file that memory is short for: 64 MiB
 
 
@@ -83,25 +86,74 @@ class Injection:
             self.slow(self.seconds * times)
 
 
-class Linear(nn.Linear):
-    """A layer with something of its own in it."""
+class Slow:
+    """Mixed into a layer: something of its own in it."""
 
     injection = Injection()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.injection.at("layer")
-        return super().forward(x)
+        output: torch.Tensor = super().forward(x)  # type: ignore[misc]
+        return output
+
+
+class SlowLinear(Slow, nn.Linear): ...
+
+
+class SlowConv2d(Slow, nn.Conv2d): ...
+
+
+class Recurrence(nn.LSTM):
+    """The outputs alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        outputs: torch.Tensor = super().forward(x)[0]
+        return outputs
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is trained, on copies of a row; a layer of it is `Slow`."""
+
+    row: torch.Tensor
+    batch: int
+    layers: Callable[[], list[nn.Module]]
+    num_optimisers: int = 1  # more than one: each with parts of the layers, stepped by hand
+
+
+def perceptron(width: int) -> list[nn.Module]:
+    first, last = nn.Linear(width, width), nn.Linear(width, 10)
+    return [first, nn.ReLU(), SlowLinear(width, width), nn.ReLU(), last]
+
+
+def convolutions() -> list[nn.Module]:
+    first, slow = nn.Conv2d(3, 16, 3), SlowConv2d(16, 32, 3, stride=2)
+    return [first, nn.BatchNorm2d(16), nn.ReLU(), slow, nn.ReLU(), nn.Flatten(), nn.Linear(32 * 14 * 14, 10)]
+
+
+def recurrent() -> list[nn.Module]:
+    return [nn.Embedding(64, 64), Recurrence(64, 128, batch_first=True), nn.Dropout(0.1), SlowLinear(128, 64)]
+
+
+PROGRAMS = {
+    "perceptron": Program(torch.ones(384), 128, lambda: perceptron(384)),
+    "convolutions": Program(torch.ones(3, 32, 32), 12, convolutions),
+    "recurrent": Program(torch.ones(32, dtype=torch.long), 24, recurrent),
+    "manual": Program(torch.ones(320), 128, lambda: perceptron(320), num_optimisers=2),
+}
 
 
 class Model(LightningModule):
-    """A classifier that looks something up, and asks an environment for a number."""
+    """A program that also looks something up, and asks an environment for a number."""
 
-    def __init__(self, injection: Injection) -> None:
+    def __init__(self, program: Program, injection: Injection) -> None:
         super().__init__()
-        self.injection = injection
-        slow = Linear(WIDTH, WIDTH)
-        slow.injection = injection
-        self.layers = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), slow, nn.ReLU(), nn.Linear(WIDTH, 10))
+        self.program, self.injection = program, injection
+        self.automatic_optimization = program.num_optimisers == 1
+        self.layers = nn.Sequential(*program.layers())
+        for layer in self.layers:
+            if isinstance(layer, Slow):
+                layer.injection = injection
         self.pages: mmap.mmap | None = None
         self.num_pages = 0
         self.draw = np.random.default_rng(0)
@@ -119,29 +171,40 @@ class Model(LightningModule):
         if self.pages is not None:
             places = self.draw.integers(NUM_PAGES, size=self.num_pages)
             sum(self.pages[int(place) * PAGE] for place in places)
-        loss = nn.functional.cross_entropy(self.layers(batch), torch.zeros(len(batch), dtype=torch.long))
+        outputs = self.layers(batch).flatten(0, -2)
+        loss = nn.functional.cross_entropy(outputs, torch.zeros(len(outputs), dtype=torch.long))
         if batch_idx % 20 == 0:
             self.log("loss", loss)
-        return loss
+        if self.automatic_optimization:
+            return loss
+        self.zero_grad()
+        self.manual_backward(loss)
+        for optimiser in self.optimizers():  # type: ignore[union-attr]
+            optimiser.step()
+        return None
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
+        num = self.program.num_optimisers
+        parameters = list(self.parameters())
+        parts = [parameters[part::num] for part in range(num)]
+        return [torch.optim.SGD(part, lr=1e-3) for part in parts]
 
     def train_dataloader(self) -> Any:
         def collate(items: Any) -> Any:
             self.injection.at("data")
             return torch.stack(items)
 
-        return DataLoader(Endless(), batch_size=BATCH, collate_fn=collate)
+        return DataLoader(Endless(self.program.row), self.program.batch, collate_fn=collate)
 
 
+@dataclass
 class Endless(torch.utils.data.Dataset[torch.Tensor]):
     """The same row again and again."""
 
-    row = torch.ones(WIDTH)
+    row: torch.Tensor
 
     def __len__(self) -> int:
-        return BATCH * 10_000_000
+        return 10**9
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.row
@@ -227,7 +290,8 @@ class Clockwork(BoundaryCallback):
 def fit(model: Model, clockwork: Clockwork, monitor: PerformanceMonitor | None, log_every: int = 5) -> None:
     injection = model.injection
     injection.is_on = False
-    saves = ModelCheckpoint("nowhere", every_n_train_steps=20, save_top_k=-1, save_weights_only=True)
+    every = 20 * model.program.num_optimisers  # Lightning counts the steps of each
+    saves = ModelCheckpoint("nowhere", every_n_train_steps=every, save_top_k=-1, save_weights_only=True)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -299,6 +363,7 @@ class Result:
     """Of one run."""
 
     kind: str
+    program: str
     variant: str
     share: float
     named: list[str]
@@ -307,20 +372,21 @@ class Result:
     records: int
 
 
-def step_seconds(seconds: float) -> tuple[float, float]:
+def step_seconds(program: str, seconds: float) -> tuple[float, float]:
     """Of the program as it is: the median of blocks, and how much of a CPU it gets beside others."""
     wall, cpu = time.perf_counter(), time.thread_time()
     clockwork = Clockwork(Injection(), seconds, block_steps=8)
-    fit(Model(clockwork.injection), clockwork, None)
+    fit(Model(PROGRAMS[program], clockwork.injection), clockwork, None)
     obtained = (time.thread_time() - cpu) / (time.perf_counter() - wall)
     return statistics.median(clockwork.steps_s[True] + clockwork.steps_s[False]), obtained
 
 
-def run(kind: str, share: float, index: int, seconds: float) -> Result:
-    place, slow, onset = VARIANTS[kind][index % len(VARIANTS[kind])]
-    base, obtained = step_seconds(0.3 * seconds)
+def run(kind: str, share: float, program: str, variant: int, seconds: float) -> Result:
+    place, slow, onset = VARIANTS[kind][variant % len(VARIANTS[kind])]
+    base, obtained = step_seconds(program, 0.3 * seconds)
     injection = Injection(place, base * share / (1 - share), slow, onset)
-    with prepared(kind, share, base, obtained, injection) as (model, turn):
+    model = Model(PROGRAMS[program], injection)
+    with prepared(kind, share, base, obtained, model) as turn:
         monitor = PerformanceMonitor(interventions=kind == "compute", **WINDOWS)
         fit(model, Clockwork(injection, 8 * seconds, monitor, turn=turn), monitor)
         found = monitor.find_bottlenecks()
@@ -328,30 +394,29 @@ def run(kind: str, share: float, index: int, seconds: float) -> Result:
         paired = Clockwork(injection, seconds, block_steps=num_steps, turn=turn)
         fit(model, paired, None)
     predicted = next((each.speed_up for each in found if each.label == kind), None)
-    variant = f"{place} {slow.__name__} after {onset}" if place else kind
+    what = f"{place} {slow.__name__} after {onset}" if place else kind
     named = [each.label for each in found]
-    return Result(kind, variant, share, named, predicted, paired.speed_up(), len(monitor.records))
+    return Result(kind, program, what, share, named, predicted, paired.speed_up(), len(monitor.records))
 
 
 @contextlib.contextmanager
 def prepared(
-    kind: str, share: float, base: float, obtained: float, injection: Injection
-) -> Iterator[tuple[Model, Callable[[bool], None]]]:
-    """The model, and what else there is to do as the injection is switched."""
-    model = Model(injection)
+    kind: str, share: float, base: float, obtained: float, model: Model
+) -> Iterator[Callable[[bool], None]]:
+    """What else there is to do as the injection is switched."""
     if kind == "cpu_throttled":
         group = Group("cpu")
         group.write("cpu.cfs_period_us", 20_000)
         quota = max(1000, round(20_000 * obtained * (1 - share)))
         try:
-            yield model, lambda is_on: group.write("cpu.cfs_quota_us", quota if is_on else -1)
+            yield lambda is_on: group.write("cpu.cfs_quota_us", quota if is_on else -1)
         finally:
             group.remove()
     elif kind == "memory_pressure":
         with short_of_memory(model, share, base) as turn:
-            yield model, turn
+            yield turn
     else:
-        yield model, lambda is_on: None
+        yield lambda is_on: None
 
 
 @contextlib.contextmanager
@@ -395,19 +460,34 @@ def anonymous(folder: Path) -> int:
     return sum(int(value) for name, value in lines if name in ("total_rss", "total_unevictable"))
 
 
-def healthy(seconds: float, interventions: bool) -> list[str]:
+def healthy(program: str, seconds: float, interventions: bool) -> list[str]:
     """What is named where nothing is injected."""
     injection = Injection()
     monitor = PerformanceMonitor(interventions=interventions, **WINDOWS)
-    fit(Model(injection), Clockwork(injection, 8 * seconds, monitor, is_slow=False), monitor)
+    clockwork = Clockwork(injection, 8 * seconds, monitor, is_slow=False)
+    fit(Model(PROGRAMS[program], injection), clockwork, monitor)
     return [each.label for each in monitor.find_bottlenecks()]
 
 
 # -- the whole --------------------------------------------------------------------------------------
 
 
-def summary(results: list[Result], false: list[list[str]]) -> dict[str, Any]:
-    """Confusion by what was injected, and how far predictions are from what was measured."""
+def scores(results: list[Result], false: list[list[str]]) -> dict[str, Any]:
+    """Of labels, and of predictions against what was measured."""
+    errors = [abs(result.predicted / result.measured - 1) for result in results if result.predicted]
+    return {
+        "runs": len(results),
+        "right_label": sum(r.named[:1] == [r.kind] for r in results) / max(1, len(results)),
+        "right_and_no_other": sum(r.named == [r.kind] for r in results) / max(1, len(results)),
+        "speed_up_within_15_percent": sum(error <= 0.15 for error in errors) / max(1, len(errors)),
+        "healthy_runs": len(false),
+        "healthy_with_a_bottleneck": sum(bool(each) for each in false),
+        "healthy_named": dict(Counter(label for each in false for label in each)),
+    }
+
+
+def summary(results: list[Result], false: list[tuple[str, list[str]]]) -> dict[str, Any]:
+    """Confusion by what was injected, how far predictions are from what was measured, each program alone."""
     confusion: dict[str, dict[str, int]] = {}
     for result in results:
         first = result.named[0] if result.named else "none"
@@ -416,19 +496,15 @@ def summary(results: list[Result], false: list[list[str]]) -> dict[str, Any]:
         kind: [r.predicted / r.measured - 1 for r in results if r.kind == kind and r.predicted]
         for kind in confusion
     }
-    right = sum(result.named[:1] == [result.kind] for result in results)
-    alone = sum(result.named == [result.kind] for result in results)
-    all_errors = [abs(error) for each in errors.values() for error in each]
+    programs = dict.fromkeys([r.program for r in results] + [program for program, _ in false])
     return {
-        "runs": len(results),
-        "right_label": right / max(1, len(results)),
-        "right_and_no_other": alone / max(1, len(results)),
+        **scores(results, [named for _, named in false]),
         "confusion": {kind: dict(row) for kind, row in confusion.items()},
         "speed_up_error_median": {k: statistics.median(each) for k, each in errors.items() if each},
-        "speed_up_within_15_percent": sum(e <= 0.15 for e in all_errors) / max(1, len(all_errors)),
-        "healthy_runs": len(false),
-        "healthy_with_a_bottleneck": sum(bool(each) for each in false),
-        "healthy_named": dict(Counter(label for each in false for label in each)),
+        "programs": {
+            each: scores([r for r in results if r.program == each], [n for p, n in false if p == each])
+            for each in programs
+        },
     }
 
 
@@ -437,8 +513,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kinds", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.3, 0.6])
-    parser.add_argument("--runs", type=int, default=3, help="of each kind and share")
+    parser.add_argument("--runs", type=int, default=4, help="of each kind and share")
     parser.add_argument("--healthy", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each paired measurement")
     parser.add_argument("--quick", action="store_true", help="one short run, for the tests")
@@ -451,10 +528,13 @@ def main() -> None:
     torch.set_num_threads(1)
     needs = {"cpu_throttled": "cpu", "memory_pressure": "memory"}
     kinds = [kind for kind in given.kinds if kind not in needs or has_group(needs[kind])]
-    if left_out := sorted(set(given.kinds) - set(kinds)):
-        print(f"left out, no control group can be made: {', '.join(left_out)}", flush=True)
+    left_out = [f"{kind}: no control group can be made" for kind in sorted(set(given.kinds) - set(kinds))]
+    has_swap = len(Path("/proc/swaps").read_text().splitlines()) > 1  # the first is a heading
+    left_out.append("swap: not injected" if has_swap else "swap: /proc/swaps is empty on this machine")
+    print("left out:", *left_out, sep="\n  ", flush=True)
     results: list[Result] = []
-    false: list[list[str]] = []
+    false: list[tuple[str, list[str]]] = []
+    num = len(given.programs)
     about = {
         "left_out": left_out,
         "seconds": given.seconds,
@@ -471,14 +551,16 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="bottlenecks-") as folder, contextlib.chdir(folder):
         for index in range(given.runs):
+            program, variant = given.programs[index % num], index % num + index // num
             for share in given.shares:
                 for kind in kinds:
-                    results.append(run(kind, share, index, given.seconds))
+                    results.append(run(kind, share, program, variant, given.seconds))
                     print(results[-1], flush=True)
                     keep()
         for index in range(given.healthy):
-            false.append(healthy(given.seconds, interventions=index % 2 == 0))
-            print("healthy", false[-1], flush=True)
+            program, with_interventions = given.programs[index % num], index // num % 2 == 0
+            false.append((program, healthy(program, given.seconds, with_interventions)))
+            print("healthy", *false[-1], flush=True)
             keep()
     print(json.dumps(keep(), indent=1))
 

@@ -88,7 +88,9 @@ class PerformanceMonitor(BoundaryCallback):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
         if not 0 < max_cost < 1:
-            raise ValueError(f"max_cost is a share of the time and must lie in (0, 1), got {max_cost}")
+            raise ValueError(f"max_cost must lie in (0, 1), got {max_cost}; use 0.002, a share of the time")
+        if not every_s >= 0:
+            raise ValueError(f"every_s must be at least 0 seconds, got {every_s}; use 1")
         self.report_every_steps, self.report_every_episodes = report_every_steps, report_every_episodes
         self.interventions, self.log = interventions, log
         self._clock, self._usage = clock, usage

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from .advising.adapting import Adapter, Event
-from .advising.advice import Advice
+from .advising.advice import PRIORITIES, Advice
 from .advising.diary import Diary
 from .advising.general import general_rules
 from .advising.names import figure_of
@@ -54,7 +54,8 @@ class TuningAdvisor(BoundaryCallback):
     with one name the later counts. A module's ``advice_ignores``, a collection of names, leaves out general
     rules that do not hold for it.
 
-    Advice is printed once, on rank zero, and again after it was withdrawn or when it is clearly worse; logged
+    Advice above low priority is printed once, on rank zero, and again after it was withdrawn or when it is
+    clearly worse; all is logged
     as ``advice/<rule>``, its confidence, 0 once withdrawn, and to TensorBoard as text; and appended to
     ``monitor/advice.jsonl`` in the run's folder.
 
@@ -336,14 +337,16 @@ class TuningAdvisor(BoundaryCallback):
 
     def _tell(self, event: str, advice: Advice) -> None:
         step = self._step()
-        rank_zero_info(f"step {step}: {as_text(event, advice)}")
+        if advice.priority != PRIORITIES[-1]:
+            rank_zero_info(f"step {step:,}: {as_text(event, advice)}")
         if self._diary is not None:
             self._diary.write(self._clock(), step, event, advice)
         if event in ("advised", "withdrawn"):
             self._log({f"advice/{advice.rule}": advice.confidence if event == "advised" else 0.0})
         for logger in self._trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(f"advice/{advice.rule}", as_text(event, advice), step)
+                with contextlib.suppress(OSError):  # a full disk is told of by those who watch it
+                    logger.experiment.add_text(f"advice/{advice.rule}", as_text(event, advice), step)
 
     def _log(self, metrics: dict[str, float]) -> None:
         for logger in self._trainer.loggers:
@@ -388,6 +391,8 @@ class TuningAdvisor(BoundaryCallback):
 
 def as_text(event: str, advice: Advice) -> str:
     """One line: what is the matter, and what is or should be set."""
+    if event == "withdrawn":
+        return f"withdrawn ({advice.rule}): {advice.message}"
     changes = ", ".join(f"{c.setting} {_short(c.value)} -> {_short(c.proposed)}" for c in advice.changes)
     return f"{event} ({advice.rule}, {advice.priority}): {advice.message}{f' [{changes}]' if changes else ''}"
 

@@ -461,7 +461,7 @@ TD_ERROR_RISING = ValueRule(
 )
 LOSS_LINEAR = ValueRule(
     name="loss_linear",
-    when=["min(health/td_error_beyond_huber, 3) > 0.95"],
+    when=["min(health/td_error_beyond_huber, 3) > 0.95", _UNDER_WAY],
     priority="medium",
     confidence=0.5,
     message="{0:.0%} of the TD errors lie where the loss is linear.",

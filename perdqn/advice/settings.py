@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from holdfast.advising.rule import Adaptable
@@ -15,6 +16,15 @@ from perdqn.config.values import flatten
 
 if TYPE_CHECKING:
     from perdqn.module import PERDQN
+
+ADAPTABLE = MappingProxyType(  # lowest and highest value
+    {
+        "model.learner.learning_rate": (1e-6, 1e-2),
+        "model.learner.target_update_period": (1, 100_000),
+        "model.exploration.epsilon_end": (0.001, 0.3),
+        "model.replay.beta_end": (0.1, 1.0),
+    }
+)
 
 
 def settings_of(module: PERDQN) -> dict[str, Any]:
@@ -45,15 +55,16 @@ def adaptable_settings(module: PERDQN) -> dict[str, Adaptable]:
     def set_period(value: float) -> None:
         config.learner.target_update_period = max(1, round(value))
 
-    return {
-        "model.learner.learning_rate": Adaptable(
-            lambda: float(group["lr"]), lambda value: group.update(lr=value), 1e-6, 1e-2
+    ways = {
+        "model.learner.learning_rate": (
+            lambda: float(group["lr"]),
+            lambda value: group.update(lr=value),
         ),
-        "model.learner.target_update_period": Adaptable(
-            lambda: float(config.learner.target_update_period), set_period, 1, 100_000
+        "model.learner.target_update_period": (
+            lambda: float(config.learner.target_update_period),
+            set_period,
         ),
-        "model.exploration.epsilon_end": Adaptable(
-            lambda: experience.epsilon.end, end("epsilon"), 0.001, 0.3
-        ),
-        "model.replay.beta_end": Adaptable(lambda: experience.beta.end, end("beta"), 0.1, 1.0),
+        "model.exploration.epsilon_end": (lambda: experience.epsilon.end, end("epsilon")),
+        "model.replay.beta_end": (lambda: experience.beta.end, end("beta")),
     }
+    return {name: Adaptable(*ways[name], *bounds) for name, bounds in ADAPTABLE.items()}

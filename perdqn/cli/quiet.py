@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from holdfast.checkpoint import RehearsalFailed
 from holdfast.saving.save import DamagedCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+from tqdm import tqdm
 
 from perdqn.acting.environment import MissingExtra
 from perdqn.assembly import warn
@@ -32,6 +36,8 @@ KNOWN = (
     "Using ModelCheckpoint with manual optimization",  # weights after an update are what is wanted
     ".*`dataloader_iter`",  # the step flavour the module is written for
 )
+
+WATCHERS = {"resource_monitor.py", "performance_monitor.py", "tuning_advisor.py", "auto_scaler.py"}
 
 EXPECTED = (
     MissingExtra,
@@ -63,7 +69,7 @@ def quiet() -> Iterator[None]:
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _hearing_watchers(), _hushing_writers():
         for message in KNOWN:
             warnings.filterwarnings("ignore", message)
         warnings.simplefilter("ignore", ConfigWarning)  # `warn` has said it
@@ -72,6 +78,44 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _hearing_watchers() -> Iterator[None]:
+    """What watches a run speaks by Lightning's log, too, and is there to be heard."""
+    logger, handler = logging.getLogger("lightning.pytorch.utilities.rank_zero"), _AboveTheBar()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _hushing_writers() -> Iterator[None]:
+    """A thread of TensorBoard's hands its error to whoever logs next, who tells of it without a traceback."""
+    others = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.thread, _AsyncWriterThread):
+            others(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = others
+
+
+class _AboveTheBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if Path(record.pathname).name in WATCHERS or record.levelno >= logging.WARNING:
+            tqdm.write(record.getMessage())
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

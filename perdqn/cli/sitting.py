@@ -112,7 +112,8 @@ def _get_cause(cli: RunCLI, code: int) -> str:
     try:
         return signal.Signals(code - 128).name
     except ValueError:
-        return str(cli.events[-1]["message"]) if cli.events else f"exit code {code}"
+        messages = [event["message"] for event in cli.events if "message" in event]
+        return str(messages[-1]) if messages else f"exit code {code}"
 
 
 @contextlib.contextmanager

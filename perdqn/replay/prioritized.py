@@ -511,8 +511,8 @@ class PrioritizedReplay:
         ``reserved_bytes`` is what the full replay takes; pages are committed as rows are written. Of
         compressed frames it is what they take now, and ``bytes_per_transition`` expects the rest to
         shrink like these.
-        ``limit_bytes`` is the tightest limit of the container, ``used_bytes`` all that counts against
-        it; without one, the machine's memory and this process's share of it.
+        ``limit_bytes`` is the limit of a container with the least left, ``used_bytes`` all that counts
+        against it; without one, the machine's memory and this process's share of it.
         """
         parts = {**self.rows.bytes_by_part(), "priorities": self._priorities.nbytes + self._measured.nbytes}
         parts["tree"] = self._tree.nbytes + (self._smallest.nbytes if self._smallest else 0)

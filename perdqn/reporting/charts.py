@@ -9,13 +9,16 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 # What matplotlib draws in these colours, the page's style sheet paints: --ink, --line, --series-0 and on.
 INK, LINE = "#010101", "#020202"
 SERIES = [f"#0300{i:02x}" for i in range(8)]
 SIZE_INCHES = (4.6, 2.3)
+DASHES = ("-", "--", ":", "-.")  # by series, where colours tell runs apart
 LONG = 1_000.0  # numbers from here on are shortened
 
 
@@ -25,7 +28,7 @@ class Chart:
 
     Args:
         section: heading it stands under.
-        series: tags with their labels; of several runs only the first is drawn.
+        series: tags with their labels.
         band: tags of the lower and upper end around the first series.
         is_log: whether values are spread over powers of ten.
     """
@@ -57,7 +60,7 @@ CHARTS = (
         "Q-values",
         "discounted reward",
         (
-            ("train/q_mean", "estimate, mean of the batch"),
+            ("train/q_mean", "estimate"),
             ("health/q_taken_mean", "of actions taken"),
             ("health/realised_return_mean", "what they earned"),
         ),
@@ -137,7 +140,7 @@ def _plain_chart(tag: str) -> Chart:
 
 
 def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """An SVG of one chart, a colour a run, or a colour a series where there is one run.
+    """An SVG of one chart; a colour a series, or a colour a run and a dash a series where there are several.
 
     Args:
         runs: curves by tag, each with ``steps`` and ``values``, by the run's name.
@@ -145,10 +148,16 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
     Returns:
         None where no run has any of it.
     """
+    is_one = len(runs) == 1
     lines = [
-        (label if len(runs) == 1 else name, curves[tag], curves if tag == chart.series[0][0] else {})
-        for name, curves in runs.items()
-        for tag, label in (chart.series if len(runs) == 1 else chart.series[:1])
+        (
+            label,
+            curves[tag],
+            SERIES[(j if is_one else i) % len(SERIES)],
+            DASHES[0 if is_one else j % len(DASHES)],
+        )
+        for i, curves in enumerate(runs.values())
+        for j, (tag, label) in enumerate(chart.series)
         if tag in curves
     ]
     if not lines:
@@ -156,25 +165,13 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
     from matplotlib.ticker import LogLocator
 
     figure, axes = _new_axes()
-    for i, (label, curve, with_band) in enumerate(lines):
-        colour = SERIES[i % len(SERIES)]
+    for label, curve, colour, dash in lines:
         values = _numbers(curve["values"])
-        is_single = len(values) == 1
-        axes.plot(
-            curve["steps"], values, color=colour, lw=1.4, label=label, marker="o" if is_single else None, ms=3
-        )
-        if chart.band and all(tag in with_band for tag in chart.band):
-            low, high = (with_band[tag] for tag in chart.band)
-            if low["steps"] == high["steps"]:
-                axes.fill_between(
-                    low["steps"],
-                    _numbers(low["values"]),
-                    _numbers(high["values"]),
-                    color=colour,
-                    alpha=0.18,
-                    lw=0,
-                )
-    everything = [value for _, curve, _ in lines for value in curve["values"] if value is not None]
+        mark = "o" if len(values) == 1 else None
+        axes.plot(curve["steps"], values, color=colour, ls=dash, lw=1.4, label=label, marker=mark, ms=3)
+    for colour, curves in zip(cycle(SERIES), runs.values(), strict=False):
+        _draw_band(axes, chart, curves, colour)
+    everything = [value for _, curve, *_ in lines for value in curve["values"] if value is not None]
     if chart.is_log and everything and min(everything) > 0 and max(everything) > 20 * min(everything):
         axes.set_yscale("log", subs=[])
         is_narrow = max(everything) < 1000 * min(everything)
@@ -184,10 +181,30 @@ def draw_curves(chart: Chart, runs: Mapping[str, Mapping[str, Any]]) -> str | No
         axes.yaxis.set_major_formatter(_short)
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
-    if len(lines) > 1 and len(runs) == 1:
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.0, "ncols": 4}
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=1.2, columnspacing=1.2, **place)
+    if len({label for label, *_ in lines}) > 1:
+        _draw_legend(axes, is_one)
     return _as_svg(figure)
+
+
+def _draw_band(axes: Any, chart: Chart, curves: Mapping[str, Any], colour: str) -> None:
+    if not (chart.band and chart.series[0][0] in curves and all(tag in curves for tag in chart.band)):
+        return
+    low, high = (curves[tag] for tag in chart.band)
+    if low["steps"] == high["steps"]:
+        ends = (_numbers(curve["values"]) for curve in (low, high))
+        axes.fill_between(low["steps"], *ends, color=colour, alpha=0.18, lw=0)
+
+
+def _draw_legend(axes: Any, is_one: bool) -> None:
+    """A line a series; of several runs in no run's colour."""
+    by_label = {line.get_label(): copy(line) for line in reversed(axes.get_lines())}
+    handles = list(reversed(by_label.values()))
+    if not is_one:
+        for handle in handles:
+            handle.set_color(INK)
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.0, "ncols": 4}
+    look = {"frameon": False, "fontsize": 7.5, "labelcolor": INK, "columnspacing": 1.0}
+    axes.legend(handles=handles, handlelength=1.2 if is_one else 1.9, **look, **place)
 
 
 def draw_bars(shares: Mapping[str, float]) -> str:

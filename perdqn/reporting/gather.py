@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from perdqn.reporting.curves import Curve, find_event_files, read_curves, thin
 from perdqn.reporting.replay_view import view_replay
 from perdqn.run.advice import read_advice, spell_change
 from perdqn.run.folder import RunFolder, read_lines
+from perdqn.shipped import find_config, names_in
 
 VERSION = 1  # of what `gather` returns
 NEWEST_RATES = 20  # entries of the speed that the time left is reckoned from
@@ -57,7 +59,8 @@ def gather(run: RunFolder, now: float | None = None, with_replay: bool = True) -
         "summary": summary,
         "progress": _get_progress(status, settings, summary, curves),
         "settings": settings,
-        "changed_settings": list_changed(settings),
+        "shipped": (shipped := _get_shipped(summary)),
+        "changed_settings": list_changed(settings, shipped),
         "curves": {tag: _as_lists(thin(curve)) for tag, curve in curves.items()},
         "phases": _get_phases(performance, curves),
         "performance": performance,
@@ -87,14 +90,29 @@ def _get_advice(run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def list_changed(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Settings of the model that are not the default's."""
-    defaults = _flatten({"model": asdict(Config())})
+def list_changed(settings: Mapping[str, Any], shipped: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Settings of the model that are not those of the shipped configs, else not the default.
+
+    Args:
+        shipped: names of configs, later ones over earlier ones; what else they set is compared, too.
+    """
+    base = _flatten({"model": asdict(Config())})
+    for name in shipped:
+        base |= _flatten(yaml.safe_load(Path(find_config(name)).read_text()))
     return [
-        {"setting": name, "default": defaults.get(name), "value": value}
+        {"setting": name, "default": base.get(name), "value": value}
         for name, value in settings.items()
-        if name.startswith("model.") and defaults.get(name) != value
+        if (name.startswith("model.") or name in base) and base.get(name) != value
     ]
+
+
+def _get_shipped(summary: Mapping[str, Any]) -> list[str]:
+    """Configs that travel with perdqn and that the run was started from, by the command that began it."""
+    try:
+        words = shlex.split(str(summary.get("command", "")))
+    except ValueError:
+        return []
+    return names_in(words) if "fit" in words else []
 
 
 def _read_settings(run: RunFolder) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from perdqn.reporting.charts import choose_charts, draw_bars, draw_curves, draw_histogram
 from perdqn.reporting.headline import get_answers, standing_alerts
+from perdqn.run.summary import format_seconds
 
 SECTIONS = {
     "learning": "Learning",
@@ -69,7 +70,30 @@ def _extras(run: Mapping[str, Any]) -> dict[str, Any]:
         "standing_alerts": standing_alerts(list(run["alerts"])),
         "phase_chart": draw_bars(run["phases"]) if run["phases"] else None,
         "replay_charts": _draw_replay(run["replay"]),
+        "foretold": list_foretold(run),
     }
+
+
+def list_foretold(run: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What the pre-flight said, a line a resource: how much, of how much, and what it has come to."""
+    said = run["preflight"]
+    if not said:
+        return []
+    room, seconds = said["room"], run["summary"].get("seconds")
+    saved = [save["bytes"] for save in run["saves"] if save["is_resumable"]]
+    rows = [
+        (name, f"at most {_as_bytes(sum(said[name].values()))}", f"{_as_bytes(room[name])} free", "")
+        for name in ("memory", "disk")
+    ]
+    newest = _as_bytes(saved[-1]) if saved else ""
+    rows.append(("a checkpoint, the replay full", _as_bytes(said["checkpoint_bytes"]), "", newest))
+    if said["save_s"] is not None:
+        rows.append(("a save", f"{said['save_s']:.2g} s", "", ""))
+    if said["training_s"] is not None:
+        low, expected, high = map(format_seconds, said["training_s"])
+        so_far = "" if seconds is None else format_seconds(seconds)
+        rows.append(("training", f"{expected} ({low} to {high})", "", so_far))
+    return rows
 
 
 def _draw_sections(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[Any, str]]]]:

@@ -6,6 +6,7 @@ Knows nothing about how they do it.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from holdfast import (
 )
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 Sections = dict[str, tuple[type, dict[str, Any]]]
 
@@ -108,6 +110,18 @@ def add_sections(parser: Any) -> None:
     for name, (kind, defaults) in {**KEEPERS, **WATCHERS}.items():
         parser.add_class_arguments(kind, name, skip=_parameters_of(kind) - defaults.keys())
         parser.set_defaults({f"{name}.{key}": value for key, value in defaults.items()})
+
+
+def find_faults(settings: Mapping[str, Any], **others: type) -> list[str]:
+    """What the callbacks, and ``others`` by section, refuse of their settings: the first fault of each."""
+    found = []
+    kinds = {section: kind for section, (kind, _) in {**KEEPERS, **WATCHERS}.items()}
+    for section, kind in {**kinds, **others}.items():
+        try:
+            kind(**settings[section])
+        except (ValueError, MisconfigurationException) as error:
+            found.append(f"{section}.{' '.join(str(error).split())}")
+    return found
 
 
 def _parameters_of(kind: type) -> set[str]:

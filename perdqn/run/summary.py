@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from holdfast.advising.advice import PRIORITIES
+
+from perdqn.run.advice import read_advice
 from perdqn.run.folder import RunFolder
 
 EVALUATION_KEYS = {
@@ -67,7 +71,15 @@ def format_table(figures: Mapping[str, Any], run: RunFolder) -> str:
         "look at it": f"tensorboard --logdir {shlex.quote(str(run.path.parent))}",
         "resume it": get_resume_command(run.path),
     }
+    if advised := _count_advice(run):
+        rows["improve it"] = f"perdqn advise {shlex.quote(str(run.path))} ({advised})"
     return format_rows(rows)
+
+
+def _count_advice(run: RunFolder) -> str:
+    """How much of what was advised still stands, by priority; the lowest is not worth a line."""
+    found = Counter(record["advice"]["priority"] for record in read_advice(run) or ())
+    return ", ".join(f"{found[name]} {name}" for name in PRIORITIES[:-1] if found[name])
 
 
 def format_rows(rows: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from holdfast import TuningAdvisor
-from holdfast.advising.advice import Advice, Change
+from holdfast.advising.advice import Advice, Change, Priority
 from holdfast.advising.rule import Adaptable, Rule
 from holdfast.advising.signals import Signals
 from holdfast.advising.threshold import Threshold
@@ -185,13 +185,20 @@ def test_a_measurement_that_fails_warns_once_and_harms_nothing(
 # -- what it says -----------------------------------------------------------------------------------
 
 
-def test_advice_is_told_once_and_withdrawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("priority", "num_told"), [("medium", 1), ("low", 0)])
+def test_advice_is_told_once_and_withdrawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, priority: Priority, num_told: int
+) -> None:
     class Early(Rule):
         name = "early"
 
         def check(self, signals: Signals) -> Advice | None:
             num = len(signals.window("loss"))
-            return Advice("early", "low", "wait", {}, "us") if 5 < num < 20 else None
+            return (
+                Advice("early", priority, "wait", {}, "us", (Change("lr", 1.0, 0.5),))
+                if 5 < num < 20
+                else None
+            )
 
     log = Memory()
     with caplog.at_level("INFO"):
@@ -201,7 +208,10 @@ def test_advice_is_told_once_and_withdrawn(tmp_path: Path, caplog: pytest.LogCap
         {"advice/early": 1.0},
         {"advice/early": 0.0},
     ]
-    assert sum("advised (early, low): wait" in line for line in caplog.messages) == 1
+    assert [line.partition(": ")[2] for line in caplog.messages if "early" in line] == [
+        "advised (early, medium): wait [lr 1 -> 0.5]",
+        "withdrawn (early): wait",
+    ][: 2 * num_told]
 
 
 def test_advice_stands_in_the_run_folder_with_all_its_fields(tmp_path: Path) -> None:

@@ -6,15 +6,22 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from holdfast.advising.advice import Advice, Change
 
 from perdqn.__main__ import main
+from perdqn.fingerprint import differing, fingerprint
+from perdqn.proving.arms import Arm, Plan
+from perdqn.proving.proof import Proof
+from perdqn.run.saves import adopt, find_save
 
 from .saved_runs import copy_run, make_run
 
@@ -204,6 +211,52 @@ def test_arms_that_differ_in_nothing_are_bit_equal_and_their_seeds_are_not(
     assert not list(proof.rglob("checkpoints"))
     assert json.loads((proof / "proof.json").read_text()) == found
     assert json.loads(ask(capsys, run, "--prove", *same)) == found  # nothing is run again
+
+
+def run_arms(run: Path, root: Path, *arms: Arm) -> list[Path]:
+    """In this process; folders of each arm's states: as it began its first update, and at its end."""
+    states = root / "states"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"]["callbacks"] = {"class_path": "saved_runs.Keep", "init_args": {"folder": str(states)}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    save = find_save(str(run), run)
+    begin = int(save.generation.counters["env_steps"])
+    proof = Proof(root / "proof", Plan({LEARNING_RATE: 1e-2}, config["model"], begin, 300 - begin))
+    proof.start.path.mkdir(parents=True)
+    shutil.copy(run / "config.yaml", proof.start.config)
+    adopt(save, proof.start)
+    folders = []
+    for arm in arms:
+        assert main([*proof._prepare(arm).command[3:]]) == 0
+        folders.append(states.rename(root / arm.name))
+    return folders
+
+
+def fingerprint_of(state: Path) -> dict[str, Any]:
+    return fingerprint(torch.load(state, weights_only=True))
+
+
+def test_unchanged_arm_with_the_runs_own_seed_is_the_run_continued_bit_by_bit(
+    run: Path, original: Path, tmp_path: Path
+) -> None:
+    (arm,) = run_arms(run, tmp_path, Arm("as is", 0, {}))
+    states = original.parents[1] / "states"
+    for state in ("32.ckpt", "end.ckpt"):  # what an arm does differ in is when it is evaluated
+        parts = set(differing(fingerprint_of(states / state), fingerprint_of(arm / state)))
+        assert parts <= {"settings", "metrics", "schedules"}
+
+
+def test_arms_of_one_seed_draw_from_the_same_streams_up_to_the_change(run: Path, tmp_path: Path) -> None:
+    change = {LEARNING_RATE: 1e-2}
+    as_is, changed, other = run_arms(
+        run, tmp_path, Arm("as is", 1, {}), Arm("changed", 1, change), Arm("as is", 2, {})
+    )
+    began = [fingerprint_of(folder / "32.ckpt") for folder in (as_is, changed, other)]
+    assert differing(began[0], began[1]) == ["optimizer", "settings"]  # which hold the rate
+    assert "rng" in differing(began[0], began[2])
+    assert "weights" not in differing(began[0], began[2])
+    end = [fingerprint_of(folder / "end.ckpt") for folder in (as_is, changed)]
+    assert "weights" in differing(*end)
 
 
 def test_first_advice_with_a_change_is_the_one_that_is_proved(

@@ -8,7 +8,7 @@ import pytest
 
 from perdqn.module import PERDQN
 from perdqn.replay import prioritized
-from perdqn.replay.memory import Memory, memory, memory_limit
+from perdqn.replay.memory import Memory, memory
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import OBS, Column, EnvSpec
 
@@ -19,15 +19,16 @@ UNLIMITED_V1 = 9223372036854771712
 @pytest.fixture
 def control_groups(tmp_path, monkeypatch):
     """Writes fake cgroup files and returns the memory found in them; the machine has 64 GiB."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 1024 * MIB))
+    of_machine = SimpleNamespace(total=64 * 1024 * MIB, available=64 * 1024 * MIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: of_machine)
 
     def look(membership, files):
-        for path, text in files.items():
-            file = tmp_path / "cgroup" / path
+        within = {f"sys/fs/cgroup/{path}": f"{text}\n" for path, text in files.items()}
+        for path, text in {**within, "proc/self/cgroup": membership}.items():
+            file = tmp_path / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{text}\n")
-        (tmp_path / "self").write_text(membership)
-        return memory(tmp_path / "cgroup", tmp_path / "self")
+            file.write_text(text)
+        return memory(tmp_path)
 
     return look
 
@@ -67,8 +68,8 @@ def test_no_limit_means_the_machines_memory(control_groups, text):
 
 
 def test_no_control_groups_at_all_mean_the_machines_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=7))
-    assert memory_limit(tmp_path / "nothing", tmp_path / "neither") == 7
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=7, available=7))
+    assert memory(tmp_path / "nothing").limit_bytes == 7
 
 
 def test_version_2_counts_the_working_set_of_the_group_that_binds(control_groups):

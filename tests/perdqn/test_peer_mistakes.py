@@ -237,9 +237,12 @@ def test_saving_a_full_replay_does_not_copy_its_frames():
 
 def test_a_container_is_asked_for_its_own_memory_not_the_hosts(tmp_path, monkeypatch):
     """psutil said 4.8 % just before the out-of-memory kill: it knows the host alone."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
-    (tmp_path / "memory.max").write_text("1000")
-    (tmp_path / "memory.current").write_text("980")
-    (tmp_path / "memory.stat").write_text("inactive_file 100\nactive_file 50\n")
-    (tmp_path / "membership").write_text("0::/\n")
-    assert memory(tmp_path, tmp_path / "membership") == (1000, 880)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**36, available=2**36))
+    group, process = tmp_path / "sys/fs/cgroup", tmp_path / "proc/self"
+    group.mkdir(parents=True)
+    process.mkdir(parents=True)
+    (group / "memory.max").write_text("1000")
+    (group / "memory.current").write_text("980")
+    (group / "memory.stat").write_text("inactive_file 100\nactive_file 50\n")
+    (process / "cgroup").write_text("0::/\n")
+    assert memory(tmp_path) == (1000, 880)

@@ -25,9 +25,11 @@ class Diary:
     def begin(self, num_lines: int) -> None:
         """Keep so many lines; what was written after them is told again."""
         self.num_lines = num_lines
-        if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            self.path.write_text("".join(lines[:num_lines]))
+        with contextlib.suppress(OSError):  # what stays is told twice
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            fresh = self.path.with_suffix(".tmp")
+            fresh.write_bytes(b"".join(lines[:num_lines]))
+            fresh.replace(self.path)
 
     def write(self, time_s: float, step: int, event: str, advice: Advice) -> None:
         """One event: ``advised``, ``withdrawn``, ``applied`` or ``rolled back``."""

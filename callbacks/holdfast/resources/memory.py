@@ -16,6 +16,8 @@ from .cgroups import Group, groups_of
 from .kernel_file import KernelFile
 from .pressure import Stalls
 
+_MACHINE = "the machine"
+
 
 class Usage(NamedTuple):
     """Memory under one limit, in bytes.
@@ -37,6 +39,11 @@ class Usage(NamedTuple):
     @property
     def free_share(self) -> float:
         return self.free_bytes / self.limit_bytes
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether no control group has less left than the whole machine."""
+        return self.where == _MACHINE
 
     @property
     def working_set_bytes(self) -> int:
@@ -153,4 +160,4 @@ class MemoryFigures:
         else:
             memory = psutil.virtual_memory()
             total, available, swap_free = memory.total, memory.available, psutil.swap_memory().free
-        return Usage("the machine", total, total - available, available + swap_free), swap_free
+        return Usage(_MACHINE, total, total - available, available + swap_free), swap_free

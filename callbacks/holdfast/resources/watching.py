@@ -187,7 +187,9 @@ class Watching:
 
     def _tell(self, alert: Alert) -> None:
         is_over = alert.state == "cleared"
-        self.messages.append(f"over: {alert.kind}" if is_over else f"{alert.message}; {alert.remedy}")
+        self.messages.append(
+            f"the alarm about {alert.kind} is over" if is_over else f"{alert.message}; {alert.remedy}"
+        )
         self.record(alert.as_dict())
 
     def record(self, event: Mapping[str, Any]) -> None:

@@ -13,9 +13,10 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from perdqn.__main__ import main
+from perdqn.reporting.charts import Chart, draw_curves
 from perdqn.reporting.gather import gather, list_changed
 from perdqn.reporting.headline import get_answers, standing_alerts
-from perdqn.reporting.page import list_differing, name_runs, render
+from perdqn.reporting.page import list_differing, list_foretold, name_runs, render
 from perdqn.run.folder import RunFolder
 
 ADVICE = {
@@ -128,6 +129,64 @@ def test_only_settings_that_were_chosen_are_listed_as_changed(run: RunFolder) ->
     changed = {one["setting"]: one["value"] for one in gather(run)["changed_settings"]}
     assert changed == {"model.total_env_steps": 1000, "model.learner.gamma": 0.9}
     assert list_changed({"model.learner.gamma": 0.99}) == []
+
+
+def test_changes_are_told_against_the_shipped_configs_that_a_run_was_started_from(run: RunFolder) -> None:
+    run.config.write_text(
+        "model:\n  env: {id: CartPole-v1}\n  total_env_steps: 60000\n"
+        "  learner: {gamma: 0.9, train_every: 2, learning_rate: 0.001}\n"
+        "checkpoint: {keep: 2, every: {minutes: 5.0}}\n"
+    )
+    run.write_summary({"command": "perdqn fit -c cartpole --config=guarded --model.learner.gamma 0.9"})
+    found = gather(run)
+    assert found["shipped"] == ["cartpole", "guarded"]
+    assert found["changed_settings"] == [
+        {"setting": "model.learner.gamma", "default": 0.99, "value": 0.9},
+        {"setting": "checkpoint.keep", "default": 3, "value": 2},  # of guarded
+    ]
+    assert "<th>cartpole, guarded</th>" in render([found])
+    run.write_summary({"command": "perdqn fit --config 'my cartpole.yaml"})
+    assert gather(run)["shipped"] == []
+
+
+def test_what_was_foretold_stands_beside_what_it_came_to(run: RunFolder) -> None:
+    said = {
+        "memory": {"replay": 2_000_000, "process": 1_000_000},
+        "disk": {"logs": 5_000_000},
+        "room": {"memory": 8_000_000_000, "disk": 9_000_000_000, "folder": "."},
+        "checkpoint_bytes": 700_000,
+        "save_s": 0.021,
+        "training_s": [60.0, 90.0, 120.0],
+    }
+    run.preflight.write_text(json.dumps(said))
+    run.write_summary({**run.read_summary(), "seconds": 100.0})
+    assert list_foretold(gather(run)) == [
+        ("memory", "at most 3.0 MB", "8.0 GB free", ""),
+        ("disk", "at most 5.0 MB", "9.0 GB free", ""),
+        ("a checkpoint, the replay full", "700.0 kB", "", ""),
+        ("a save", "0.021 s", "", ""),
+        ("training", "1:30 (1:00 to 2:00)", "", "1:40"),
+    ]
+    assert "Foretold before it began" in Page(render([gather(run)])).headings
+    run.preflight.write_text(json.dumps({**said, "save_s": None, "training_s": None}))
+    assert len(list_foretold(gather(run))) == 3
+
+
+def strokes(svg: str, colour: int) -> int:
+    """Lines in a colour, the legend's left out: those are in ink."""
+    return len(re.findall(rf"fill: none; stroke[^\"]*var\(--series-{colour}\)", svg))
+
+
+def test_every_series_of_every_run_is_drawn_where_there_are_several() -> None:
+    chart = Chart("learning", "Two", "", (("a", "first"), ("b", "second")), ("low", "high"))
+    curve = {"steps": [0.0, 1.0], "values": [1.0, 2.0]}
+    both = {"a": curve, "b": curve, "low": curve, "high": curve}
+    one = draw_curves(chart, {"x": both})
+    assert [strokes(one, i) for i in range(3)] == [2, 2, 0]  # the line, and in the legend
+    three = draw_curves(chart, {"x": both, "y": {"b": curve}, "z": both})
+    assert [strokes(three, i) for i in range(4)] == [2, 1, 2, 0]
+    assert three.count("stroke-dasharray") == 3 + 1  # second series, and in the legend
+    assert three.count("first") == three.count("second")
 
 
 def test_advice_has_the_command_that_follows_it(run: RunFolder) -> None:
