@@ -271,7 +271,7 @@ def accident_of(start: Callable[..., Any], name: str, accident: str) -> dict[str
     """A row for a run that cannot end well: it must end, not well, and say why or save."""
     with tempfile.TemporaryDirectory() as place:
         code, said = start("--accident", name, place, accident)
-        saved = list(Path(place, "emergency").glob("*.ckpt"))
+        saved = list(Path(place).rglob("emergency-*.ckpt"))
     faults = [f"ended with {code}: {said}"] if code in (0, "hung") else []
     if accident == "interrupted" and not saved:
         faults.append(f"nothing was saved: {said}")
