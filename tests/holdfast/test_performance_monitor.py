@@ -469,7 +469,7 @@ def test_layers_are_profiled_on_demand(tmp_path: Path) -> None:
     [
         ({"report_every_steps": 0}, "report_every_steps must be at least 1, got 0"),
         ({"window_steps": 0}, "window_steps must be at least 1, got 0"),
-        ({"max_cost": 1.0}, r"max_cost .* must lie in \(0, 1\), got 1.0"),
+        ({"max_cost": 1.0}, r"max_cost must lie in \(0, 1\), got 1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
