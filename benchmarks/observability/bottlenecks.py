@@ -406,6 +406,7 @@ def prepared(
     """What else there is to do as the injection is switched."""
     if kind == "cpu_throttled":
         group = Group("cpu")
+        group.write("cpu.shares", 2**18)  # the quota shall bind, not neighbours
         group.write("cpu.cfs_period_us", 20_000)
         quota = max(1000, round(20_000 * obtained * (1 - share)))
         try:

@@ -320,17 +320,19 @@ class TuningAdvisor(BoundaryCallback):
         """The first rank decides: figures may differ among ranks."""
         trainer, step = self._trainer, self._step()
         events: list[Event] = []
-        if trainer.is_global_zero:
-            without = {name for name in self._signals if name.startswith(_CLOCK)} | self._unrepeatable
-            repeatable = self._signals.select(without=without)
-            found = self._check(repeatable.select(adapter.settled_at))
-            events = adapter.decide(step, repeatable, found)
-            self._signals.settings |= adapter.effective
-        if trainer.world_size > 1:
-            changes = [(c.setting, c.proposed) for event in events for c in event.advice.changes]
-            changes = trainer.strategy.broadcast(changes)
-            if not trainer.is_global_zero:
-                adapter.follow(changes)
+        try:
+            if trainer.is_global_zero:
+                without = {name for name in self._signals if name.startswith(_CLOCK)} | self._unrepeatable
+                repeatable = self._signals.select(without=without)
+                found = self._check(repeatable.select(adapter.settled_at))
+                events = adapter.decide(step, repeatable, found)
+                self._signals.settings |= adapter.effective
+        finally:  # the others wait for it, whatever a rule did here
+            if trainer.world_size > 1:
+                changes = [(c.setting, c.proposed) for event in events for c in event.advice.changes]
+                changes = trainer.strategy.broadcast(changes)
+                if not trainer.is_global_zero:
+                    adapter.follow(changes)
         return events
 
     # -- telling ---------------------------------------------------------------------------------

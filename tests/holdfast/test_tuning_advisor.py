@@ -12,6 +12,7 @@ import timeit
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -591,3 +592,17 @@ def test_ranks_make_the_same_changes(tmp_path: Path) -> None:
     rates = [float((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1)]
     assert rates[0] == rates[1] < 0.03
     assert told(tmp_path)[:2] == [("advised", "down"), ("applied", "down")]
+
+
+def test_ranks_that_wait_for_a_decision_get_one_where_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    watching = advisor(mode="adapt")
+    watching._trainer = SimpleNamespace(
+        is_global_zero=True,
+        world_size=2,
+        strategy=SimpleNamespace(broadcast=sent.append),
+    )
+    monkeypatch.setattr(watching, "_step", lambda: 5)
+    with pytest.raises(AttributeError, match="settled_at"):
+        watching._adapt(None)
+    assert sent == [[]]
