@@ -43,6 +43,7 @@ from perdqn.config import (
     get_config_summary,
     read,
 )
+from perdqn.fitting import DECIDED_ONCE, fit_to_machine
 from perdqn.module import PERDQN
 from perdqn.preflight import Keeping, Preflight, Room, is_long, predict
 from perdqn.run.dashboard import Dashboard
@@ -186,8 +187,27 @@ class RunCLI(LightningCLI):
         if self.origin is not None:
             self.changes = self._get_changes(self.origin)
         self.approve(self)
+        if self.command == "fit":
+            self._fit_to_machine()
         if self.command in ("fit", "check"):
             self._look_ahead(room, keeping)
+
+    def _fit_to_machine(self) -> None:
+        """Decide what the scaler has bounds for and only a run that is not built yet can change."""
+        scaler = self.config.scaler
+        bounds = {name: pair for name, pair in (scaler.bounds or {}).items() if name in DECIDED_ONCE}
+        if not bounds or not self.config.watch.scaler or self.config.trainer.fast_dev_run:
+            return
+        if self.config.ckpt_path is not None and "env.num_envs" in bounds:
+            why = "cannot be decided for a run that starts from a checkpoint, whose replay it must fit"
+            raise ConfigError([f"scaler.bounds['env.num_envs'] {why}; leave it out"])
+        decided = fit_to_machine(self.settings, bounds, scaler.min_gain, trainer=self._where_computed)
+        for name, value in decided.items():
+            self.config[f"model.{name}"] = value
+        self._dump_config()
+        self.settings, _ = read(self.config_dump["model"])
+        values = ", ".join(f"{name} {value}" for name, value in decided.items())
+        print(f"scaler     {values}: the fastest here, kept for the whole run")
 
     def _look_ahead(self, room: Room, keeping: Keeping) -> None:
         """Predict what the run will take, measured where that is wanted."""
@@ -209,13 +229,16 @@ class RunCLI(LightningCLI):
         return (wanted == "always" or is_delayed_little) and not self.config.trainer.fast_dev_run
 
     def _calibrate(self, folder: Path) -> Calibration | None:
-        given = {name: self.config_dump["trainer"][name] for name in ("accelerator", "devices", "precision")}
-        trainer = {name: value for name, value in given.items() if value is not None}
         try:
-            return calibrate(self.settings, folder, trainer=trainer)
+            return calibrate(self.settings, folder, trainer=self._where_computed)
         except Exception as error:  # what is wrong with the run is said where it begins
             self.report.warnings.append(f"nothing could be measured before the run: {error}")
             return None
+
+    @property
+    def _where_computed(self) -> dict[str, Any]:
+        given = {name: self.config_dump["trainer"][name] for name in ("accelerator", "devices", "precision")}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _get_changes(self, run: RunFolder) -> list[str]:
         """Each setting that differs from the run's own, as ``name: old -> new``."""

@@ -113,6 +113,20 @@ def calibrate(
             model.teardown("fit")
 
 
+def time_training(
+    config: Config, seconds: float, clock: Clock = time.perf_counter, trainer: dict[str, Any] | None = None
+) -> float:
+    """Seconds an env step takes with the updates it owes, over ``seconds`` of a copy of the run's agent."""
+    with _leaving_no_trace():
+        model = PERDQN(**vars(_shortened(config)))
+        try:
+            watch = _Marks(seconds, clock)
+            _fit(model, watch, trainer or {})
+            return pace_of(watch.marks).mean
+        finally:
+            model.teardown("fit")
+
+
 @contextlib.contextmanager
 def _leaving_no_trace() -> Iterator[None]:
     rng, threads = get_global_rng(), torch.get_num_threads()
@@ -152,9 +166,12 @@ class _Saved(NamedTuple):
 
 
 class _Marks(Callback):
-    """Ends training after some seconds of learning, saves, and remembers when how much was done."""
+    """Ends training after some seconds of learning, and remembers when how much was done.
 
-    def __init__(self, seconds: float, clock: Clock, folder: Path) -> None:
+    Saves then, where there is a ``folder``.
+    """
+
+    def __init__(self, seconds: float, clock: Clock, folder: Path | None = None) -> None:
         self._seconds, self._clock, self._folder = seconds, clock, folder
         self.marks: list[tuple[float, int]] = []  # time, env steps; from the second group of updates on
         self.saves: list[_Saved] = []
@@ -166,7 +183,7 @@ class _Marks(Callback):
             return
         self.marks.append((self._clock(), pl_module.env_steps))
         trainer.should_stop = len(self.marks) > 2 and self.marks[-1][0] - self.marks[0][0] >= self._seconds
-        if trainer.should_stop:
+        if trainer.should_stop and self._folder is not None:
             with tempfile.TemporaryDirectory(dir=self._folder) as inside:
                 saves = [self._save(trainer, GenerationFolder(inside)) for _ in range(_SAVES)]
             self.saves = saves[1:]  # the first writes the whole replay
@@ -181,6 +198,11 @@ def _train(
     model: PERDQN, seconds: float, clock: Clock, settings: dict[str, Any], folder: Path
 ) -> tuple[Pace, _Saved]:
     watch = _Marks(seconds, clock, folder)
+    _fit(model, watch, settings)
+    return pace_of(watch.marks), sorted(watch.saves)[len(watch.saves) // 2]
+
+
+def _fit(model: PERDQN, watch: _Marks, settings: dict[str, Any]) -> None:
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     Trainer(
         **quiet,
@@ -190,7 +212,6 @@ def _train(
         max_epochs=1,
         callbacks=[watch],
     ).fit(model)
-    return pace_of(watch.marks), sorted(watch.saves)[len(watch.saves) // 2]
 
 
 def pace_of(marks: list[tuple[float, int]]) -> Pace:

@@ -456,7 +456,10 @@ class PERDQN(LightningModule):
         return torch.get_num_threads() if any(min(c.shape[:2]) >= 36 for c in images) else 1
 
     def scalable_settings(self) -> dict[str, Knob]:
-        """What holdfast's AutoScaler may set: groups of updates cost otherwise, and train the same bits."""
+        """What holdfast's AutoScaler may set: groups of updates cost otherwise, and train the same bits.
+
+        Environments and threads are decided before a module is built, see `perdqn.fitting`.
+        """
         learner = self.config.learner
         most = max(_LARGEST_GROUP, learner.updates_per_step)
         grouped = Knob(
@@ -467,7 +470,11 @@ class PERDQN(LightningModule):
             keeps_result=True,
             progress=lambda: self.update_steps,
         )
-        return {"learner.updates_per_step": grouped}
+        return {
+            "learner.updates_per_step": grouped,
+            "env.num_envs": Knob.fixed(self.config.env.num_envs),
+            "learner.num_threads": Knob.fixed(self.num_threads or learner.num_threads or 1),
+        }
 
     def on_fit_end(self) -> None:
         torch.set_num_threads(self._threads_before)

@@ -53,8 +53,9 @@ PERDQN_PARTS = {
     " replay transition",
     "calibration": "backend config evaluation module",
     "preflight": "calibration config learning",
+    "fitting": "calibration config learning",
     "perdqn": "module",  # perdqn/__init__.py
-    "assembly": "acting advice arguments calibration config faults module preflight run transition",
+    "assembly": "acting advice arguments calibration config faults fitting module preflight run transition",
     "completion": "acting assembly",
     "cli": "acting advice archive assembly completion config fingerprint handover health module proving"
     " recording reporting run shipped",

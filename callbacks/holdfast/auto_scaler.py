@@ -116,6 +116,10 @@ class AutoScaler(BoundaryCallback):
     def _take(self, knobs: Mapping[str, Knob], module: LightningModule) -> None:
         for name, knob in knobs.items():
             bounds = self.bounds.get(name)
+            if knob.is_fixed:
+                if bounds is not None:
+                    self._keep(name, knob.get(), *bounds)
+                continue
             bounded = knob if bounds is None else knob.within(name, *bounds)
             if knob.keeps_result:
                 self._start_climb(name, bounded)
@@ -123,6 +127,12 @@ class AutoScaler(BoundaryCallback):
                 bounded.set(self.decisions[name])
             elif bounds is not None and not self._is_resumed:
                 self._decide_once(name, bounded, module)
+
+    def _keep(self, name: str, value: int, low: int, high: int) -> None:
+        if not low <= value <= high:
+            how = f"it is decided before a run is built, and was {value}"
+            raise ValueError(f"bounds['{name}'] {[low, high]} cannot be kept any more: {how}; leave it out")
+        self.decisions[name] = value
 
     def _start_climb(self, name: str, knob: Knob) -> None:
         start = min(knob.high, max(knob.low, knob.get()))
@@ -137,8 +147,7 @@ class AutoScaler(BoundaryCallback):
             self._waiting.append(name)
 
     def _decide_once(self, name: str, knob: Knob, module: LightningModule) -> None:
-        if knob.measure is None:
-            return
+        assert knob.measure is not None
         measure = knob.measure
         hyperparameters = dict(getattr(module, "hparams", {}))
         num_parameters = sum(each.numel() for each in module.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -20,7 +21,7 @@ from holdfast.scaling.climb import HillClimb, fastest
 from holdfast.scaling.knob import Knob
 from holdfast.scaling.ordinary import threads_of, workers_of
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 LADDER = [1, 2, 4, 8, 16, 32]
 
@@ -227,6 +228,39 @@ def test_workers_are_left_alone_where_a_sampler_shares_its_generator() -> None:
     alone = DataLoader(data, shuffle=True)
     found = [workers_of([loader], lambda: 0, Clock()) for loader in (shared, alone)]
     assert [knob is not None and knob.keeps_result for knob in found] == [False, True]
+
+
+def test_torchs_random_sampler_draws_once_more_at_its_very_end() -> None:
+    # what the test above rests on; as Lightning reads, which stops at the last batch, and as workers do
+    def state_after(num_indices: int | None) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        indices = iter(RandomSampler(range(8), generator=generator))
+        list(itertools.islice(indices, num_indices))
+        return generator.get_state().tolist()
+
+    assert state_after(1) == state_after(8)
+    assert state_after(8) != state_after(None)
+
+
+@pytest.mark.filterwarnings("ignore:.*arithmetic may differ because. threads of torch")  # compared earlier
+def test_threads_are_kept_when_a_run_goes_on_and_by_a_fork(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        own = scaler(tmp_path, **{THREADS: (1, 1)})
+        fit(own, VerifiedCheckpoint(tmp_path / "saves", every={"steps": 10}), epochs=1)
+        assert torch.get_num_threads() == own.decisions[THREADS] == 1
+        (newest,) = sorted((tmp_path / "saves").glob("*.ckpt"))[-1:]
+        for folder in ("saves", "fork"):
+            torch.set_num_threads(2)
+            again = AutoScaler(
+                {WORKERS: (0, 0), THREADS: (1, 2)}, 2, cache_dir=tmp_path / "other", clock=Clock()
+            )
+            fit(again, VerifiedCheckpoint(tmp_path / folder), epochs=2, ckpt_path=newest)
+            assert torch.get_num_threads() == again.decisions[THREADS] == 1
+        assert not (tmp_path / "other").exists()  # nothing was measured
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_workers_change_at_the_end_of_an_epoch_and_no_bit_with_them(tmp_path: Path) -> None:

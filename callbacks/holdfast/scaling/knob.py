@@ -32,6 +32,15 @@ class Knob:
     progress: Callable[[], int] | None = None
     measure: Callable[[int], float] | None = None
 
+    @classmethod
+    def fixed(cls, value: int) -> Knob:
+        """One that was decided before the module was built, and cannot be set any more."""
+        return cls(lambda: value, lambda _: None, value, value)
+
+    @property
+    def is_fixed(self) -> bool:
+        return not self.keeps_result and self.measure is None
+
     @property
     def values(self) -> list[int]:
         """From lowest to highest, doubling; with the value now."""
