@@ -523,6 +523,21 @@ def test_attribute_that_cannot_be_saved_is_named_once(tmp_path: Path) -> None:
         run(program, tmp_path, None, lambda *a: [SaveAt(tmp_path, *a)])
 
 
+def test_method_that_was_put_back_is_no_attribute_to_save(tmp_path: Path) -> None:
+    """As DDP does with forward."""
+
+    class Redirected(Regression):
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.forward = self.forward
+
+    program = with_loader(lambda: DataLoader(Noisy(4, 1), batch_size=2))
+    program.module = Redirected()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*not saved")
+        run(program, tmp_path, None, lambda *a: [SaveAt(tmp_path, *a)])
+    assert "forward" in vars(program.module)
+
+
 def test_state_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     straight = Straight(partial(build, "boring"), tmp_path)
     path = straight.saver.saved[3][0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sized
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -151,10 +152,9 @@ def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
         for key, parameter in owner.named_parameters(recurse=False):
             yield f"requires_grad:{key}", parameter.requires_grad
     for key, value in list(vars(owner).items()):
-        is_clocked = isinstance(value, partial) and hasattr(
-            type(owner), key
-        )  # somebody stands around a method
-        if key not in internals and not isinstance(value, Generator) and not is_clocked:
+        # somebody stands around a method, or has put it back, as DDP does with forward
+        is_method = isinstance(value, partial | MethodType) and hasattr(type(owner), key)
+        if key not in internals and not isinstance(value, Generator) and not is_method:
             yield key, value
 
 
