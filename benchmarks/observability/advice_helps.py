@@ -5,10 +5,10 @@
 
 Each task is a shipped config with one plausible mistake, chosen by somebody who knew neither rules nor
 figures. (One of his, epsilon falling over 1,000,000 of 40,000 env steps, is refused before anything starts;
-his reserve took its place.) It is trained once; the first advice that names a change is then followed in whole
-runs under other seeds, each beside an unchanged run and one with another setting changed as much at random
-(`perdqn advise --prove --from-start --control`). What is done is kept: started again, it goes on. On two idle
-cores all of it takes about an hour.
+his reserve took its place.) It is trained once; the first advice that names a change is then followed in
+whole runs under other seeds, each beside an unchanged run and one with another setting changed as much at
+random (`perdqn advise --prove --from-start --control`). What is done is kept: started again, it goes on. On
+two idle cores all of it takes about an hour.
 """
 
 from __future__ import annotations
