@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import pytest
 
 from perdqn.__main__ import main
@@ -14,9 +16,10 @@ from perdqn.__main__ import main
 if TYPE_CHECKING:
     from screens.chromium import Page
 
+ENV_ID, STEP_S = "Unhurried-v0", 0.005
 SETTINGS: dict[str, Any] = {
     "model": {
-        "env": {"id": "CartPole-v1"},
+        "env": {"id": ENV_ID},
         "replay": {"capacity": 1000, "beta_env_steps": 600},
         "learner": {"batch_size": 16, "warmup_env_steps": 100, "target_update_period": 20},
         "exploration": {"epsilon_env_steps": 300},
@@ -43,6 +46,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+class Unhurried(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """So that a run of a few hundred steps lasts for seconds, and every curve has more than two points."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(STEP_S)
+        return super().step(action)
+
+
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     pytest.importorskip("selenium", reason="selenium is not installed")
@@ -60,5 +71,6 @@ def run(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     settings = root / "settings.yaml"
     settings.write_text(json.dumps(SETTINGS))  # JSON is YAML
+    gymnasium.register(ENV_ID, lambda **kwargs: Unhurried(gymnasium.make("CartPole-v1", **kwargs)))
     assert main(["fit", "--config", str(settings), "--trainer.default_root_dir", str(root)]) == 0
     return root / "lightning_logs" / "version_0"
