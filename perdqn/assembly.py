@@ -43,7 +43,7 @@ from perdqn.config import (
     get_config_summary,
     read,
 )
-from perdqn.fitting import DECIDED_ONCE, fit_to_machine
+from perdqn.fitting import DECIDED_ONCE, SCALABLE, fit_to_machine
 from perdqn.module import PERDQN
 from perdqn.preflight import Keeping, Preflight, Room, is_long, predict
 from perdqn.run.dashboard import Dashboard
@@ -181,7 +181,7 @@ class RunCLI(LightningCLI):
         room = get_room(root)
         self.report, self.spec = inspect_settings(self.settings, self.config_dump["trainer"], room, keeping)
         faults_of_callbacks = find_faults(self.config_dump, dashboard=Dashboard)
-        faults_of_callbacks += find_unknown_names(self.config_dump["advisor"])
+        faults_of_callbacks += find_unknown_names(self.config_dump)
         if found := misread + self.report.faults + faults_of_callbacks:
             raise ConfigError(found)
         if self.origin is not None:
@@ -410,16 +410,16 @@ def inspect_settings(
     return report, spec
 
 
-def find_unknown_names(advisor: Mapping[str, Any]) -> list[str]:
-    """What the advisor is told of that no run has."""
-    known = {"bounds": set(ADAPTABLE)}
-    if not advisor["rules"]:  # those of the user are named as they are built
-        known["without"] = {rule.name for rule in (*general_rules(), *RULES)}
+def find_unknown_names(settings: Mapping[str, Any]) -> list[str]:
+    """What the advisor and the scaler are told of that no run has."""
+    known = {("scaler", "bounds"): set(SCALABLE), ("advisor", "bounds"): set(ADAPTABLE)}
+    if not settings["advisor"]["rules"]:  # those of the user are named as they are built
+        known["advisor", "without"] = {rule.name for rule in (*general_rules(), *RULES)}
     found = []
-    for setting, names in known.items():
-        for name in set(advisor[setting] or ()) - names:
+    for (section, setting), names in known.items():
+        for name in set(settings[section][setting] or ()) - names:
             near = " or ".join(get_close_matches(name, names, n=1) or sorted(names)[:4])
-            found.append(f"advisor.{setting} must name what there is, got {name}; use {near}")
+            found.append(f"{section}.{setting} must name what there is, got {name}; use {near}")
     return found
 
 

@@ -19,6 +19,7 @@ from perdqn.config import Config, ConfigError, check
 from perdqn.learning.inductor import cache_folder
 
 DECIDED_ONCE = ("learner.num_threads", "env.num_envs")
+SCALABLE = (*DECIDED_ONCE, "learner.updates_per_step")  # the last while a run goes on
 _MOST = 1 << 16
 
 

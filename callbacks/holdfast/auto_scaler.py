@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ from .boundary import BoundaryCallback
 from .scaling.cache import default_folder, remembered
 from .scaling.climb import HillClimb, fastest
 from .scaling.knob import Knob, Scalable
+from .scaling.micro_batch import MICRO_BATCH, micro_batch_of
 from .scaling.ordinary import threads_of, workers_of
 
 THREADS, WORKERS = "num_threads", "num_workers"
+
+
+def _nothing() -> None:
+    pass
 
 
 class AutoScaler(BoundaryCallback):
@@ -31,9 +37,11 @@ class AutoScaler(BoundaryCallback):
     A knob that keeps every bit is turned by itself: ``num_workers``, between two epochs, of DataLoaders whose
     items and samplers draw nothing that depends on workers, and what a module or datamodule declares by
     `Scalable`, at a boundary.
-    One that changes results (``num_threads``, ``num_workers`` of other loaders, ...) is left alone unless
-    ``bounds`` names it: then it is measured for some seconds before the first batch of a new run, on
-    throw-away copies, remembered for this machine, and kept by every run that is resumed.
+    One that changes results (``num_threads``, ``micro_batch``, ``num_workers`` of other loaders, ...) is left
+    alone unless ``bounds`` names it: then it is measured for some seconds before the first batch of a new
+    run, on throw-away copies, remembered for this machine, and kept by every run that is resumed, a fork
+    too. ``micro_batch`` makes steps of the same batches in pieces (`holdfast.scaling.micro_batch`). How many
+    batches a worker prefetches stays torch's.
 
     What was decided is in the checkpoint and in `decisions`. In distributed runs the first rank measures and
     all ranks do what it decides.
@@ -47,7 +55,7 @@ class AutoScaler(BoundaryCallback):
         clock: seconds, monotonic.
 
     Raises:
-        ValueError: bounds are not two whole numbers in order, or outside of what a knob allows.
+        ValueError: bounds are not two whole numbers in order, outside of what a knob allows, or name none.
     """
 
     only_watches = True
@@ -75,10 +83,13 @@ class AutoScaler(BoundaryCallback):
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_folder()
         self.decisions: dict[str, int] = {}
         self._clock = clock
+        self._trainer: Any = None
         self._is_resumed = False
         self._knobs: dict[str, Knob] = {}
         self._climbs: dict[str, HillClimb] = {}
         self._saved_climbs: dict[str, Any] = {}
+        self._found: set[str] = set()  # names of knobs there are
+        self._undo: Callable[[], None] = _nothing
         self._waiting: list[str] = []  # those turned at boundaries that have not settled
         self._turning: str | None = None  # one at a time
         self._begun: tuple[float, int] = (0.0, 0)
@@ -86,12 +97,30 @@ class AutoScaler(BoundaryCallback):
 
     # -- before the first batch
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
         self._knobs, self._climbs, self._waiting, self._turning = {}, {}, [], None
+        self._found, self._undo = set(), _nothing
+        if self._trainer is not trainer:  # now, as loaders may be asked for to configure optimisers
+            around(trainer.fit_loop._data_source, "dataloader", self._hand_out)
+        self._trainer = trainer
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for owner in (pl_module, getattr(trainer, "datamodule", None)):
             if isinstance(owner, Scalable):
                 self._take(owner.scalable_settings(), pl_module)
-        around(trainer.fit_loop._data_source, "dataloader", self._hand_out)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if unknown := sorted(self.bounds.keys() - self._found):
+            there = ", ".join(sorted(self._found)) or "nothing"
+            raise ValueError(f"bounds['{unknown[0]}'] names nothing that this run can set; it has {there}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._undo()  # loader and trainer may be used again
+        self._undo = _nothing
 
     def _hand_out(self, request: Callable[[], Any]) -> Any:
         """Loaders as the run shall have them, before anything is read from them."""
@@ -107,13 +136,13 @@ class AutoScaler(BoundaryCallback):
         found = {WORKERS: workers} if workers is not None else {}
         if workers is not None and trainer.lightning_module.automatic_optimization:
             found[THREADS] = threads_of(trainer.lightning_module, loaders, self._clock)
+        if MICRO_BATCH in self.bounds.keys() | self.decisions.keys():
+            found[MICRO_BATCH] = pieces = micro_batch_of(trainer, loaders, self._clock)
+            self._undo = partial(pieces.set, pieces.get())
         self._take(found, trainer.lightning_module)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._trainer: Any = trainer
-
     def _take(self, knobs: Mapping[str, Knob], module: LightningModule) -> None:
+        self._found |= knobs.keys()
         for name, knob in knobs.items():
             bounds = self.bounds.get(name)
             if knob.is_fixed:
@@ -151,7 +180,7 @@ class AutoScaler(BoundaryCallback):
         measure = knob.measure
         hyperparameters = dict(getattr(module, "hparams", {}))
         num_parameters = sum(each.numel() for each in module.parameters())
-        question = [name, knob.values, type(module).__qualname__, num_parameters, hyperparameters]
+        question = [name, knob.values, knob.about, type(module).__qualname__, num_parameters, hyperparameters]
         value = knob.get()
         try:
             if self._trainer.is_global_zero:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -9,18 +10,22 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from holdfast import AutoScaler, VerifiedCheckpoint
 from holdfast.auto_scaler import THREADS, WORKERS
+from holdfast.scaling import ordinary
 from holdfast.scaling.cache import remembered
 from holdfast.scaling.climb import HillClimb, fastest
 from holdfast.scaling.knob import Knob
+from holdfast.scaling.micro_batch import MICRO_BATCH, micro_batch_of, saved_bytes
 from holdfast.scaling.ordinary import threads_of, workers_of
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 LADDER = [1, 2, 4, 8, 16, 32]
@@ -93,6 +98,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def __deepcopy__(self, memo: Any) -> Clock:  # the copy of a module that is measured is on the same one
+        return self
 
 
 class Grouped(LightningModule):
@@ -357,3 +365,181 @@ def test_a_process_pinned_to_a_core_gets_no_more_workers_than_that(monkeypatch: 
     assert knob is not None
     assert knob.high == 1
     assert threads_of(None, [loader]).high == torch.get_num_threads()
+
+
+def test_bounds_of_what_is_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bounds\['grop'\] names nothing that this .*; it has group"):
+        fit(scaler(tmp_path, grop=(1, 2)))
+
+
+class Pieces(Grouped):
+    """Notes how large its batches are, and what they cost by that."""
+
+    costs: ClassVar = {1: 9.0, 2: 1.0, 4: 8.0}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.clock.now += self.costs[len(batch[0])]
+        self.seen.append(len(batch[0]))
+        return self.layer(batch[0]).pow(2).mean()
+
+
+class Scheduled(Pieces):
+    """Asks for the number of steps while its optimiser is made, when Lightning asks for the loader."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, num_steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+HELD = {"group": (1, 1), MICRO_BATCH: (1, 4)}
+
+
+@pytest.mark.parametrize("kind", [Pieces, Scheduled])
+def test_a_batch_goes_through_in_pieces_and_a_step_is_the_same_up_to_rounding(
+    tmp_path: Path, kind: type[Grouped]
+) -> None:
+    own = scaler(tmp_path, **HELD)
+    scaled, plain = fit(own, epochs=2, kind=kind), fit(epochs=2, kind=kind)
+    assert own.decisions[MICRO_BATCH] == 2
+    assert set(scaled.seen) == {2}
+    assert set(plain.seen) == {4}
+    assert scaled.trainer.global_step == plain.trainer.global_step == 32
+    rates = [module.trainer.optimizers[0].param_groups[0]["lr"] for module in (scaled, plain)]
+    assert rates[0] == rates[1]
+    torch.testing.assert_close(scaled.layer.weight, plain.layer.weight, rtol=1e-5, atol=1e-7)
+    assert scaled.trainer.accumulate_grad_batches == 1  # as the user left it
+    loader: Any = scaled.trainer.train_dataloader
+    assert loader.batch_size == loader.batch_sampler.batch_size == 4
+
+
+def test_a_size_is_judged_by_its_time_for_a_whole_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pieces, "costs", {1: 3.0, 2: 7.0, 4: 10.0})
+    own = scaler(tmp_path, **HELD)
+    fit(own, epochs=1, kind=Pieces)
+    assert own.decisions[MICRO_BATCH] == 4
+
+
+def test_gradients_that_were_accumulated_already_are_so_in_pieces_as_well(tmp_path: Path) -> None:
+    scaled = fit(scaler(tmp_path, **HELD), epochs=2, kind=Pieces, accumulate_grad_batches=2)
+    plain = fit(epochs=2, kind=Pieces, accumulate_grad_batches=2)
+    assert scaled.trainer.global_step == plain.trainer.global_step == 16
+    torch.testing.assert_close(scaled.layer.weight, plain.layer.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_trainer_that_fits_again_decides_from_the_whole_batch_again(tmp_path: Path) -> None:
+    scaled = fit(scaler(tmp_path, **HELD), epochs=1, kind=Pieces)
+    trainer = scaled.trainer
+    assert trainer.fit_loop.max_epochs is not None
+    trainer.fit_loop.max_epochs += 1
+    trainer.fit(scaled)
+    assert set(scaled.seen) == {2}
+    assert trainer.global_step == 32
+
+
+@pytest.mark.parametrize("named", [HELD, {"group": (1, 1)}], ids=["named again", "not named any more"])
+def test_pieces_are_kept_on_resume_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any]
+) -> None:
+    through = fit(scaler(tmp_path, **HELD), epochs=3, kind=Pieces)
+    keep = VerifiedCheckpoint(tmp_path / "saves", every={"steps": 8})
+    fit(scaler(tmp_path, **HELD), keep, kind=Pieces, max_steps=24, epochs=3)
+    for path in (tmp_path / "cache").rglob("*.json"):
+        path.unlink()
+    monkeypatch.setattr(Pieces, "costs", {1: 1.0, 2: 9.0, 4: 9.0})  # would decide otherwise
+    again = VerifiedCheckpoint(tmp_path / "saves")
+    resumed = fit(scaler(tmp_path, **named), again, kind=Pieces, epochs=3, ckpt_path="last")
+    assert set(resumed.seen) == {2}
+    assert torch.equal(resumed.layer.weight, through.layer.weight)
+
+
+def test_a_piece_that_does_not_fit_is_never_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pieces, "costs", {1: 9.0, 2: 3.0, 4: 1.0})
+    monkeypatch.setattr("holdfast.scaling.micro_batch.saved_bytes", lambda *_: 100)
+    tried: list[int] = []
+    time_them = ordinary.time_steps
+
+    def note(module: Any, loaders: Any, *rest: Any) -> float:
+        tried.append(loaders[0].batch_size)
+        return time_them(module, loaders, *rest)
+
+    monkeypatch.setattr("holdfast.scaling.micro_batch.time_steps", note)
+    monkeypatch.setattr("holdfast.scaling.micro_batch.free_bytes", lambda device: 300.0)
+    own = scaler(tmp_path, **HELD)
+    fit(own, epochs=1, kind=Pieces)
+    assert own.decisions[MICRO_BATCH] == 2
+    assert set(tried) == {1, 2}
+
+
+def test_a_piece_that_runs_out_of_memory_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pieces, "costs", {1: 9.0, 2: 3.0, 4: 1.0})
+    step = Pieces.training_step
+
+    def fail(self: Pieces, batch: Any, batch_idx: int) -> Any:
+        if len(batch[0]) == 4:
+            raise torch.OutOfMemoryError("too large")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Pieces, "training_step", fail)
+    own = scaler(tmp_path, **HELD)
+    fit(own, epochs=1, kind=Pieces)
+    assert own.decisions[MICRO_BATCH] == 2
+
+
+def test_what_a_forward_pass_keeps_is_counted_without_parameters() -> None:
+    module, loader = Grouped(Clock()), DataLoader(TensorDataset(torch.zeros(8, 4)), batch_size=4)
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        strategy=SimpleNamespace(batch_to_device=lambda batch: batch),
+        precision_plugin=SimpleNamespace(train_step_context=contextlib.nullcontext),
+    )
+    # the input, 4 examples of 4 floats, and the layer's output, 4 of 1, for the square
+    assert saved_bytes(module, [loader]) == 4 * 4 * 4 + 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"limit_train_batches": 3},
+            "needs trainer.limit_train_batches 1.0, got",
+        ),
+        ({"val_check_interval": 0.5}, "needs trainer.val_check_interval 1.0, got"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "GradientAccumulationScheduler"),
+    ],
+)
+def test_pieces_are_refused_where_batches_count(tmp_path: Path, options: Any, named: str) -> None:
+    more = options.pop("callbacks", [])
+    with pytest.raises(ValueError, match=named):
+        fit(scaler(tmp_path, **HELD), *more, **options)
+
+
+def test_pieces_are_refused_where_the_last_batch_is_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drawing, "__len__", lambda self: 62)
+    with pytest.raises(ValueError, match="got 62 examples for batches of 4; use drop_last=True"):
+        fit(scaler(tmp_path, **HELD), is_plain=False)
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "drop_last", "sizes"), [(64, False, (1, 2, 4)), (65, True, (2, 4)), (67, True, (4,))]
+)
+def test_pieces_divide_a_batch_and_leave_over_what_it_leaves(
+    num_examples: int, drop_last: bool, sizes: tuple[int, ...]
+) -> None:
+    loader = DataLoader(TensorDataset(torch.zeros(num_examples, 1)), batch_size=4, drop_last=drop_last)
+    expected = [index for batch in loader.batch_sampler or () for index in batch]
+    assert micro_batch_of(fit(epochs=1).trainer, [loader]).choices == sizes
+    for size in sizes:
+        loader.batch_sampler.batch_size = size  # type: ignore[union-attr]
+        assert [index for batch in loader.batch_sampler or () for index in batch] == expected
+
+
+def test_bounds_between_two_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must enclose one of \(1, 2, 4\), got \[3, 3\]"):
+        fit(scaler(tmp_path, **{**HELD, MICRO_BATCH: (3, 3)}))

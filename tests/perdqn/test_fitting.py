@@ -14,7 +14,7 @@ from perdqn import fitting
 from perdqn.__main__ import main
 from perdqn.calibration import time_training
 from perdqn.config import Config, ConfigError, from_dict
-from perdqn.fitting import fit_to_machine
+from perdqn.fitting import SCALABLE, fit_to_machine
 from tests.perdqn.small_runs import SMALL, small, trainer
 
 PACES = {1: 4.0, 2: 3.0, 4: 1.0, 8: 2.0}  # seconds an env step, by number of environments
@@ -103,6 +103,10 @@ def test_a_run_that_starts_from_a_checkpoint_or_is_not_watched_decides_nothing(
     assert main(["fit", *options(tmp_path, **BOUNDS), "--ckpt_path", str(run)]) == 2
     assert "scaler.bounds['env.num_envs'] cannot be decided" in capsys.readouterr().err
     assert measured == []
+
+
+def test_settings_that_bounds_may_name_are_those_a_module_declares() -> None:
+    assert sorted(SCALABLE) == sorted(small().scalable_settings())
 
 
 def test_from_python_bounds_without_the_value_at_hand_are_refused(tmp_path: Path) -> None:

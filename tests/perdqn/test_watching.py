@@ -130,6 +130,7 @@ def test_what_a_callback_refuses_names_setting_value_range_and_remedy(setting: s
 def test_faults_of_all_sections_come_at_once_before_anything_starts(tmp_path: Path, command: str) -> None:
     wrong = ["--model.replay.alpha=3", "--resources.interval_s=0", "--dashboard.video_every=0"]
     names = ['--advisor.without=["alpha_hi"]', '--advisor.bounds={"model.learner.learning_rat": [0, 1]}']
+    names.append('--scaler.bounds={"env.num_env": [1, 4]}')
     with pytest.raises(ConfigError) as refused:
         RunCLI(command, expand([*SHORT, *wrong, *names, f"--trainer.default_root_dir={tmp_path}"]))
     assert sorted(refused.value.faults) == [
@@ -139,6 +140,7 @@ def test_faults_of_all_sections_come_at_once_before_anything_starts(tmp_path: Pa
         "dashboard.video_every must be at least 1, got 0; use null for no video",
         "model.replay.alpha must lie in [0, 1], got 3.0; use 0.6 for the paper's setting",
         "resources.interval_s must be positive, got 0.0; use 1 to 60 seconds",
+        "scaler.bounds must name what there is, got env.num_env; use env.num_envs",
     ]
     assert not any(tmp_path.iterdir())
 

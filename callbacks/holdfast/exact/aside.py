@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 
 from .loaders import get_state, set_state
@@ -17,7 +18,7 @@ from .rng import get_global_rng, set_global_rng
 
 
 def step_aside(module: LightningModule, batch: Any) -> Callable[[], None]:
-    """A function that makes one step of a copy, forward and backward, on a copy of the batch.
+    """A function that makes one step of a copy, forward and backward, on a copy of the batch, to its end.
 
     What the module owns is copied; what its ``training_step`` does to files and global variables is done.
     Random streams move: see `streams_put_back`.
@@ -36,6 +37,8 @@ def step_aside(module: LightningModule, batch: Any) -> Callable[[], None]:
         with context():
             outputs = alone.training_step(batch, 0)
         alone.backward(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
 
     return step
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Knob:
             on; any other is decided once, before the first batch, and kept when the run is resumed.
         progress: of a knob that is turned: a count of work done that no value changes, such as updates.
         measure: of one that is decided once: seconds for the same work with a value, on throw-away copies.
+        choices: the only values allowed, in order; any if None.
+        about: plain values that decide what ``measure`` finds, besides the module's hyperparameters.
     """
 
     get: Callable[[], int]
@@ -31,6 +33,8 @@ class Knob:
     keeps_result: bool = False
     progress: Callable[[], int] | None = None
     measure: Callable[[int], float] | None = None
+    choices: tuple[int, ...] | None = None
+    about: Any = None
 
     @classmethod
     def fixed(cls, value: int) -> Knob:
@@ -43,7 +47,9 @@ class Knob:
 
     @property
     def values(self) -> list[int]:
-        """From lowest to highest, doubling; with the value now."""
+        """Those of the choices that lie within; else from lowest to highest, doubling, with the value now."""
+        if self.choices is not None:
+            return [value for value in self.choices if self.low <= value <= self.high]
         values, value = {self.low, self.high}, max(1, self.low)
         while value < self.high:
             values.add(value)
@@ -59,7 +65,10 @@ class Knob:
         if not self.low <= low <= high <= self.high:
             must = f"lie in [{self.low}, {self.high}], the lower first"
             raise ValueError(f"bounds['{name}'] must {must}, got {[low, high]}")
-        return replace(self, low=low, high=high)
+        narrowed = replace(self, low=low, high=high)
+        if not narrowed.values:
+            raise ValueError(f"bounds['{name}'] must enclose one of {self.choices}, got {[low, high]}")
+        return narrowed
 
 
 @runtime_checkable

@@ -59,7 +59,8 @@ def workers_of(loaders: list[Any], progress: Callable[[], int], clock: Callable[
 
     keeps_result = all(draws_nothing(each) and _has_own_order(each) for each in own)
     high = max(own[0].num_workers, num_cores())
-    return Knob(lambda: own[0].num_workers, put, 0, high, keeps_result, progress, measure)
+    sizes = [each.batch_size for each in own]
+    return Knob(lambda: own[0].num_workers, put, 0, high, keeps_result, progress, measure, about=sizes)
 
 
 def _has_own_order(loader: Any) -> bool:
@@ -76,18 +77,24 @@ def threads_of(module: Any, loaders: list[Any], clock: Callable[[], float] = tim
         before = torch.get_num_threads()
         torch.set_num_threads(value)
         try:
-            return _time_steps(module, loaders, clock)
+            return time_steps(module, loaders, clock, _NUM_STEPS)
         finally:
             torch.set_num_threads(before)
 
-    return Knob(torch.get_num_threads, torch.set_num_threads, 1, high, measure=measure)
+    sizes = [getattr(each, "batch_size", None) for each in loaders]
+    return Knob(torch.get_num_threads, torch.set_num_threads, 1, high, measure=measure, about=sizes)
 
 
-def _time_steps(module: Any, loaders: list[Any], clock: Callable[[], float]) -> float:
-    """Some training steps aside, on the first batch."""
+def time_steps(module: Any, loaders: list[Any], clock: Callable[[], float], num_steps: int) -> float:
+    """Seconds for training steps aside, on the first batch."""
     with streams_put_back(loaders):
-        step = step_aside(module, module.trainer.strategy.batch_to_device(next(iter(loaders[0]))))
+        step = step_aside(module, first_batch(module, loaders))
         begun = clock()
-        for _ in range(_NUM_STEPS):
+        for _ in range(num_steps):
             step()
         return clock() - begun
+
+
+def first_batch(module: Any, loaders: list[Any]) -> Any:
+    """Where the module computes."""
+    return module.trainer.strategy.batch_to_device(next(iter(loaders[0])))

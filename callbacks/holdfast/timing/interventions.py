@@ -119,14 +119,8 @@ def cached_step_s(
         raise ValueError("several processes train: a step of one of them would wait for the others")
     with streams_put_back():
         step = step_aside(module, batch)
-
-        def finished() -> None:
-            step()
-            if module.device.type == "cuda":
-                torch.cuda.synchronize(module.device)
-
-        finished()  # what is done once
-        return statistics.median(_own_s(finished, clock, usage) for _ in range(repeats))
+        step()  # what is done once
+        return statistics.median(_own_s(step, clock, usage) for _ in range(repeats))
 
 
 def _excess(layer: nn.Module, inputs: tuple[Any, ...], repeats: int) -> float:
