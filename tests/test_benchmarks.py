@@ -80,6 +80,14 @@ def test_preflight_is_compared_with_what_a_run_takes(tmp_path: Path) -> None:
     assert low < expected < high
 
 
+def test_what_the_scaler_chooses_is_timed_beside_what_was_given(tmp_path: Path) -> None:
+    options = ["--only", "pieces"]
+    case = run_quickly("observability/scaler.py", tmp_path / "s.json", *options)["cases"]["pieces"]
+    assert 512 % case["chosen"][0] == 0
+    assert {"512", str(case["chosen"][0])} <= case["seconds"].keys()
+    assert case["gain"]["median"] > 0
+
+
 def test_general_rules_are_scored_case_by_case(tmp_path: Path) -> None:
     options = ["dev", "--only", "learning rate"]
     scored = run_quickly("observability/general_rules.py", tmp_path / "g.json", *options)["dev"]

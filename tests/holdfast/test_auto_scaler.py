@@ -52,6 +52,11 @@ def test_a_climb_finds_the_minimum_under_noise_and_hiccups() -> None:
     assert found.count(8) >= 95
 
 
+def test_a_climb_gets_over_a_value_that_is_no_better_than_its_neighbour() -> None:
+    seconds = dict(zip(LADDER, [1.0, 1.1, 0.5, 0.6, 0.3, 0.4], strict=True))
+    assert climbed(seconds.__getitem__, 1).best == climbed(seconds.__getitem__, 32).best == 16
+
+
 def test_a_gain_too_small_to_matter_moves_nothing() -> None:
     assert climbed(lambda value: 1 - 0.01 * math.log2(value), 4).best == 4
 
@@ -178,7 +183,7 @@ def test_what_a_module_declares_is_turned_to_its_optimum_and_changes_no_bit(tmp_
     own = scaler(tmp_path)
     scaled, plain = fit(own), fit()
     assert own.decisions["group"] == scaled.group == 4
-    assert max(scaled.seen) == 8  # tried, and left again
+    assert set(scaled.seen) == {1, 2, 4, 8, 16}  # larger ones were tried, and left again
     assert torch.equal(scaled.layer.weight, plain.layer.weight)
 
 

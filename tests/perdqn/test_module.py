@@ -380,6 +380,6 @@ def test_an_auto_scaler_turns_the_groups_of_updates_and_changes_no_bit(tmp_path:
     scaled, plain = small(), small()
     trainer(scaler).fit(scaled)
     trainer().fit(plain)
-    assert scaler._climbs["learner.updates_per_step"].state_dict()["refused"]  # it has tried others
+    assert scaler._climbs["learner.updates_per_step"].state_dict()["slower"]  # it has tried others
     assert all(torch.equal(a, b) for a, b in zip(scaled.parameters(), plain.parameters(), strict=True))
     assert scaled.env_steps == plain.env_steps

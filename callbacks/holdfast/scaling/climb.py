@@ -11,11 +11,12 @@ from typing import Any
 
 
 class HillClimb:
-    """Tries the next value above and below in turns with the one at hand, and moves where that gains enough.
+    """Tries the values near the one at hand in turns with it, and moves to one that gains enough.
 
+    Near are those up to two places away: one worker may be no faster than none, and two much faster.
     Windows of both alternate, so that what disturbs the machine meets both; the median of their ratios
-    decides, so that a save or a hiccup in some windows does not. It has settled when neither neighbour is
-    faster by ``min_gain``; that keeps it from going back and forth.
+    decides, so that a save or a hiccup in some windows does not. A value that lost is not tried again, so it
+    does not go back and forth; it has settled when none near is left.
 
     Args:
         values: in order.
@@ -26,58 +27,50 @@ class HillClimb:
 
     def __init__(self, values: Sequence[int], start: int, min_gain: float = 0.05, rounds: int = 5) -> None:
         self._values, self._min_gain, self._rounds = list(values), min_gain, rounds
-        self._at = self._values.index(start)
-        self._direction = 0
-        self._refused: set[int] = set()
+        self.best = start  # the value at hand
+        self._slower: set[int] = set()
         self._begin()
-
-    @property
-    def best(self) -> int:
-        """The value at hand."""
-        return self._values[self._at]
 
     @property
     def value(self) -> int:
         """The one to use in the next window."""
-        is_trial = self._direction and len(self._seconds) % 2
-        return self._values[self._at + self._direction] if is_trial else self.best
+        return self.best if self._trial is None or len(self._seconds) % 2 == 0 else self._trial
 
     @property
     def is_settled(self) -> bool:
-        return self._direction == 0
+        return self._trial is None
 
     def note(self, seconds: float) -> None:
         """What a window with `value` took for the same work as any other."""
-        if self.is_settled:
+        if self._trial is None:
             return
         self._seconds.append(seconds)
         if len(self._seconds) == 2 * self._rounds:
-            self._decide()
+            self._decide(self._trial)
 
-    def _decide(self) -> None:
+    def _decide(self, trial: int) -> None:
         pairs = zip(self._seconds[::2], self._seconds[1::2], strict=True)
-        ratio = statistics.median(trial / base for base, trial in pairs)
-        if ratio < 1 - self._min_gain:
-            self._at += self._direction
-            self._refused = {-self._direction}  # slower, as was just seen
-        else:
-            self._refused.add(self._direction)
+        ratio = statistics.median(tried / usual for usual, tried in pairs)
+        winner, loser = (trial, self.best) if ratio < 1 - self._min_gain else (self.best, trial)
+        self.best = winner
+        self._slower.add(loser)
         self._begin()
 
     def _begin(self) -> None:
         self._seconds: list[float] = []
-        inside = range(len(self._values))
-        open_ways = [way for way in (1, -1) if way not in self._refused and self._at + way in inside]
-        self._direction = open_ways[0] if open_ways else 0
+        at = self._values.index(self.best)
+        near = [at + way for way in (1, -1, 2, -2) if 0 <= at + way < len(self._values)]
+        left = [self._values[place] for place in near if self._values[place] not in self._slower]
+        self._trial = left[0] if left else None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; windows of a comparison that has not ended are measured again."""
-        return {"best": self.best, "refused": sorted(self._refused)}
+        return {"best": self.best, "slower": sorted(self._slower)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as saved; from the start where the values do not have that one any more."""
         if state["best"] in self._values:
-            self._at, self._refused = self._values.index(state["best"]), set(state["refused"])
+            self.best, self._slower = state["best"], set(state.get("slower", ()))  # older saves have none
             self._begin()
 
 
