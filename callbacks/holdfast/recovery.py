@@ -103,9 +103,11 @@ class ErrorRecovery(BoundaryCallback):
         _check_range("max_skipped_share", max_skipped_share, 0.01, 1, "use 0.5")
         _check_range("max_rollbacks", max_rollbacks, 0, math.inf, "use 3, or 0 to stop instead")
         _check_range("lr_factor", lr_factor, 1e-6, 1, "use 0.5, or 1 to leave the learning rate alone")
-        _check_range("spike_factor", spike_factor or 2, 1, math.inf, "use 10, or None for no such condition")
+        if spike_factor is not None:
+            _check_range("spike_factor", spike_factor, 1, math.inf, "use 10, or None for no such condition")
         _check_range("spike_losses", spike_losses, 1, math.inf, "use 50")
         _check_range("oom_retries", oom_retries, 0, math.inf, "use 2")
+        _check_range("logger_retry_seconds", logger_retry_seconds, 0.001, math.inf, "use 10")
         _check_range("max_waiting_rows", max_waiting_rows, 1, math.inf, "use 10000")
         self.max_skipped, self.max_skipped_share = max_skipped, max_skipped_share
         self.max_rollbacks, self.lr_factor = max_rollbacks, lr_factor

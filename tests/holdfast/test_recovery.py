@@ -691,7 +691,14 @@ def test_what_it_did_is_in_metrics_status_and_checkpoint(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_skipped": 0}, {"lr_factor": 2.0}, {"max_rollbacks": -1}, {"spike_factor": 0.5}]
+    "wrong",
+    [
+        {"max_skipped": 0},
+        {"lr_factor": 2.0},
+        {"max_rollbacks": -1},
+        {"spike_factor": 0.5},
+        {"spike_factor": 0},
+    ],
 )
 def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     (name,) = wrong

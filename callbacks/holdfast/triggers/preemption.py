@@ -72,7 +72,11 @@ class Preemption(Trigger):
 
 
 def as_source(source: str | os.PathLike[str] | Source) -> Source:
-    """The callable meant by a name, URL or path."""
+    """The callable meant by a name, URL or path.
+
+    Raises:
+        ValueError: a single word that is no name: a mistyped one would never fire.
+    """
     if callable(source):
         return source
     text = os.fspath(source)
@@ -80,6 +84,12 @@ def as_source(source: str | os.PathLike[str] | Source) -> Source:
         return _CLOUDS[text]()
     if text.startswith(("http://", "https://")):
         return Url(text)
+    if isinstance(source, str) and Path(text).name == text:
+        names = ", ".join(_CLOUDS)
+        raise ValueError(
+            f"notices must be {names}, a URL or a path with its folder, got {text!r}; "
+            f"use ./{text} for a file of that name"
+        )
     return NoticeFile(text)
 
 

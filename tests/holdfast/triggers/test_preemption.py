@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from holdfast.triggers import Preemption
@@ -69,6 +70,13 @@ def test_a_file_that_appears_is_a_notice(run, tmp_path):
     assert preemption.fired().message == f"{path} appeared: maintenance at noon"
     assert preemption.fired().is_stopping
     assert preemption.fired().grace_s == 30
+
+
+def test_a_mistyped_cloud_is_refused_and_not_taken_for_a_file():
+    with pytest.raises(ValueError, match=r"must be gcp, aws, azure, a URL or .*, got 'gpc'; use \./gpc"):
+        Preemption(["gpc"])
+    for path in ("./gpc", Path("gpc")):
+        assert Preemption([path])
 
 
 def test_any_url_that_answers_with_a_text_is_a_notice(run, service):
