@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns
+from perdqn.advice.remedies import REMEDIES
 from perdqn.advice.rules import RULES
 from perdqn.advice.settings import adaptable_settings, settings_of
 from perdqn.backend import COMPILES, GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
@@ -771,6 +772,10 @@ class PERDQN(LightningModule):
     def adaptable_settings(self) -> dict[str, Adaptable]:
         """Those that may change while the run goes on."""
         return adaptable_settings(self)
+
+    def remedies(self) -> dict[str, str]:
+        """What to try where PerformanceMonitor names a bottleneck."""
+        return REMEDIES
 
     # -- diagnosis and handover ------------------------------------------------------------------
 

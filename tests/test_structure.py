@@ -89,7 +89,7 @@ HOLDFAST_PARTS = {
 # The files of each package, in the same order.
 PERDQN_FILES = {
     "acting": "__init__ environment guard in_turn vector exactness actor",
-    "advice": "rule rules settings metrics __init__",
+    "advice": "rule rules remedies settings metrics __init__",
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint examine prove"
     " advise report reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",

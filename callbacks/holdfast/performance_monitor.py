@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 
 from .around import around
 from .boundary import BoundaryCallback
-from .timing.bottlenecks import Bottleneck, Cached, advice_on, find_bottlenecks
+from .timing.bottlenecks import Bottleneck, Cached, KnowsRemedies, advice_on, find_bottlenecks
 from .timing.clock import Clock, PhaseClock, Span, Usage, thread_usage
 from .timing.clocked import ClockedMethods, TellsItsPhases, TimedMethod
 from .timing.interventions import LayerInputs, NewestBatch, cached_step_s, layer_excess_s
@@ -38,8 +38,9 @@ class PerformanceMonitor(BoundaryCallback):
 
     Between its windows a step is cheaper than without it: Lightning's own profiler, even the one that does
     nothing, costs more than this one. Validation, saves and loggers are timed always, since they are rare.
-    A module may say where its own time goes: see `timing.clocked.TellsItsPhases`. What counts as a
-    bottleneck, and when one is named, says `timing.bottlenecks`.
+    A module may say where its own time goes, and what helps: see `timing.clocked.TellsItsPhases` and
+    `timing.bottlenecks.KnowsRemedies`. What counts as a bottleneck, and when one is named, says
+    `timing.bottlenecks`.
 
     In a run, shares of the time are logged as ``time/phase_<name>`` with each report, against the module's
     ``log_step`` where it has one, and the newest report lies in ``monitor/performance_report.json`` of the
@@ -117,6 +118,7 @@ class PerformanceMonitor(BoundaryCallback):
         self._due = self._report_due = 0
         self._episodes_reported = 0
         self._reported_at, self._num_reported = self._began, 0
+        self._remedies: Mapping[str, str] = {}
 
     # -- by hand ----------------------------------------------------------------------------------
 
@@ -176,7 +178,7 @@ class PerformanceMonitor(BoundaryCallback):
             },
             "resources": resources_of(waits, wall),
             "bottlenecks": as_dicts(bottlenecks),
-            "recommendations": [advice_on(each).as_dict() for each in bottlenecks],
+            "recommendations": [advice_on(each, self._remedies).as_dict() for each in bottlenecks],
             "windows": {
                 "count": self._windows.num_records,
                 "cost_s": self._windows.cost_s,
@@ -250,6 +252,7 @@ class PerformanceMonitor(BoundaryCallback):
         self._phases.measure_cost()
         self._began, self._waits_began = self._clock(), self._kernel.read()
         self._is_monitoring, self._reported_at = True, self._began
+        self._remedies = pl_module.remedies() if isinstance(pl_module, KnowsRemedies) else {}
         self._step = self._progress.ready
         self._windows.begin(self._step)
         self._report_due = self._step + (self.report_every_steps or 0)

@@ -10,7 +10,7 @@ import shlex
 from argparse import Namespace
 from typing import Any
 
-from perdqn.run.advice import Record, read_advice, spell_change
+from perdqn.run.advice import Record, most_urgent_first, read_advice, read_measured, spell_change
 from perdqn.run.folder import RunFolder
 from perdqn.run.saves import find_run
 
@@ -29,12 +29,13 @@ def advise(given: Namespace) -> int:
 
 
 def _get_advice(run: RunFolder) -> list[Record]:
-    """As given in the run; where nobody did, as its logs ask for."""
-    if (given := read_advice(run)) is not None:
-        return given
-    from perdqn.cli.examine import examine
+    """As given in the run, or where nobody did, as its logs ask for; and what was measured to be slow."""
+    given = read_advice(run)
+    if given is None:
+        from perdqn.cli.examine import examine
 
-    return examine(run)
+        given = examine(run)
+    return most_urgent_first([*given, *read_measured(run)])
 
 
 def _as_text(run: RunFolder, found: list[Record]) -> str:
@@ -48,12 +49,13 @@ def _as_text(run: RunFolder, found: list[Record]) -> str:
 def _describe(rank: int, record: Record) -> str:
     advice, event = record["advice"], record["event"]
     heading = f"{rank}. {advice['priority']}: {advice['message']}"
+    since = f"step {record['step'] or 0:,}" + ("" if event == "advised" else f", {event}")
     rows = {
         "evidence": ", ".join(f"{name} {_shorten(value)}" for name, value in advice["evidence"].items()),
         "source": advice["source"],
         "expected": advice["expected"],
         "speed-up": f"{advice['gain']:.2g} x" if advice["gain"] else "",
-        "since": f"step {record['step']:,}" + ("" if event == "advised" else f", {event}"),
+        "since": "" if event == "measured" else since,
         "do it": record["command"] or "",
     }
     return "\n".join([heading, *(f"   {name:<9} {text}" for name, text in rows.items() if text)])

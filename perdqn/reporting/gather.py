@@ -27,7 +27,7 @@ from holdfast.storage.lock import holder_of
 from perdqn.config import Config
 from perdqn.reporting.curves import Curve, find_event_files, read_curves, thin
 from perdqn.reporting.replay_view import view_replay
-from perdqn.run.advice import read_advice, spell_change
+from perdqn.run.advice import read_standing, spell_change
 from perdqn.run.folder import RunFolder, read_lines
 from perdqn.shipped import find_config, names_in
 
@@ -86,7 +86,7 @@ def _get_advice(run: RunFolder) -> list[dict[str, Any]]:
             "time": record["time"],
             "command": spell_change(run, record["advice"]),
         }
-        for record in read_advice(run) or ()
+        for record in read_standing(run)
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from holdfast.advising.advice import PRIORITIES
@@ -16,11 +16,11 @@ from perdqn.run.folder import RunFolder, read_lines
 from perdqn.run.shape import fits_fork
 
 OVER = ("completed", "stopped at target")  # a fork has nothing left to do
-Record = dict[str, Any]  # a line of advice.jsonl: time, step, event, advice
+Record = dict[str, Any]  # as a line of advice.jsonl: time, env step, event, advice
 
 
 def read_advice(run: RunFolder) -> list[Record] | None:
-    """What holds now, most urgent first; None where nobody advised the run."""
+    """What was advised and holds now, most urgent first; None where nobody advised the run."""
     path = run.path / "monitor" / "advice.jsonl"
     if not path.is_file():
         return None
@@ -31,12 +31,33 @@ def read_advice(run: RunFolder) -> list[Record] | None:
             standing.pop(rule, None)
         else:
             standing[rule] = record
-    return sorted(standing.values(), key=_get_rank)
+    return most_urgent_first(standing.values())
 
 
-def _get_rank(record: Record) -> tuple[int, float]:
-    advice = record["advice"]
-    return PRIORITIES.index(advice["priority"]), -advice["confidence"]
+def read_measured(run: RunFolder) -> list[Record]:
+    """What would make it faster, as of its newest performance report; nothing where nobody measured."""
+    path = run.path / "monitor" / "performance_report.json"
+    if not path.is_file():
+        return []
+    report = json.loads(path.read_text())
+    shared = {"time": report["time"], "step": None, "event": "measured"}
+    return [{**shared, "advice": advice} for advice in report["recommendations"]]
+
+
+def most_urgent_first(records: Iterable[Record]) -> list[Record]:
+    """By priority, then by confidence."""
+    return sorted(
+        records,
+        key=lambda record: (
+            PRIORITIES.index(record["advice"]["priority"]),
+            -record["advice"]["confidence"],
+        ),
+    )
+
+
+def read_standing(run: RunFolder) -> list[Record]:
+    """All that was advised or measured and holds now, most urgent first."""
+    return most_urgent_first([*(read_advice(run) or ()), *read_measured(run)])
 
 
 def spell_change(run: RunFolder, advice: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from holdfast.advising.advice import PRIORITIES
 
-from perdqn.run.advice import read_advice
+from perdqn.run.advice import read_standing
 from perdqn.run.folder import RunFolder
 
 EVALUATION_KEYS = {
@@ -77,8 +77,8 @@ def format_table(figures: Mapping[str, Any], run: RunFolder) -> str:
 
 
 def _count_advice(run: RunFolder) -> str:
-    """How much of what was advised still stands, by priority; the lowest is not worth a line."""
-    found = Counter(record["advice"]["priority"] for record in read_advice(run) or ())
+    """How much of what was advised or measured still stands, by priority; the lowest is not worth a line."""
+    found = Counter(record["advice"]["priority"] for record in read_standing(run))
     return ", ".join(f"{found[name]} {name}" for name in PRIORITIES[:-1] if found[name])
 
 

@@ -141,6 +141,22 @@ def test_what_is_slow_is_named(label: str, tmp_path: Path) -> None:
     assert (advice["rule"], advice["priority"]) == (f"bottleneck/{label}", "high")
 
 
+class Knowing(Acting):
+    """Knows what helps against slow transfers."""
+
+    def remedies(self) -> dict[str, str]:
+        return {"transfer": "model.boats 2"}
+
+
+def test_a_module_says_what_helps(tmp_path: Path) -> None:
+    hands = Hands()
+    monitor = PerformanceMonitor(**OFTEN, clock=hands, usage=hands.usage, kernel=Still())
+    fit(Knowing(hands, forward=1, transfer=1, data=1), monitor, folder=tmp_path)
+    found = {each["rule"]: each["message"] for each in monitor.get_performance_report()["recommendations"]}
+    assert found["bottleneck/transfer"].endswith(": try model.boats 2")
+    assert "DataLoader" in found["bottleneck/data"]
+
+
 def bottlenecks_of(module: LightningModule, folder: Path, hands: Hands) -> list[dict[str, Any]]:
     clocks: dict[str, Any] = {"clock": hands, "usage": hands.usage, "kernel": Still()}
     monitor = PerformanceMonitor(**OFTEN, **clocks, interventions=True)

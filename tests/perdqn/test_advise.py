@@ -16,12 +16,17 @@ import pytest
 import torch
 import yaml
 from holdfast.advising.advice import Advice, Change
+from holdfast.timing.bottlenecks import Bottleneck, advice_on
 
 from perdqn.__main__ import main
+from perdqn.advice.remedies import REMEDIES
 from perdqn.fingerprint import differing, fingerprint
 from perdqn.proving.arms import Arm, Plan
 from perdqn.proving.proof import Proof
+from perdqn.reporting.gather import gather
+from perdqn.run.folder import RunFolder
 from perdqn.run.saves import adopt, find_save
+from perdqn.run.summary import format_table
 
 from .saved_runs import copy_run, make_run
 
@@ -123,7 +128,28 @@ def test_advised_run_with_nothing_left_says_so(run: Path, capsys: pytest.Capture
     assert json.loads(ask(capsys, run, "--json")) == []
 
 
+def test_what_was_measured_to_be_slow_is_said_beside_the_advice(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give(run, ("advised", advice("lesser", "medium")), ("advised", LOWER))
+    slow = Bottleneck("environment", 0.5, 0.4, 0.6, 0.99, 20, {"threshold": 0.05})
+    report = {"time": 1e9, "step": 500, "recommendations": [advice_on(slow, REMEDIES).as_dict()]}
+    (run / "monitor" / "performance_report.json").write_text(json.dumps(report))
+    critical, high, medium, _ = ask(capsys, run).split("\n\n")
+    assert critical.startswith("1. critical: learning_rate")
+    assert high.startswith("2. high: the training waits for environments, 50% of the time")
+    assert "model.env.num_envs" in high
+    assert "speed-up  2 x" in high
+    assert "since" not in high  # steps of the report are not those of the environment
+    assert medium.startswith("3. medium: lesser")
+    assert [record["event"] for record in json.loads(ask(capsys, run, "--json"))][1] == "measured"
+    assert [each["rule"] for each in gather(RunFolder(run))["advice"]][1] == "bottleneck/environment"
+    figures = json.loads((run / "summary.json").read_text())
+    assert "(1 critical, 1 high, 1 medium)" in format_table(figures, RunFolder(run))
+
+
 def test_run_that_nobody_advised_is_examined(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "monitor")
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("n_step: 1\n", "n_step: 30\n"))
     found = {record["advice"]["rule"]: record for record in json.loads(ask(capsys, run, "--json"))}
@@ -135,6 +161,7 @@ def test_run_that_logged_nothing_is_examined_by_its_checkpoint(
 ) -> None:
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("reward_clip: null", "reward_clip: 0.01"))
+    shutil.rmtree(run / "monitor")
     assert "reward_clipped_away" in ask(capsys, run, "--json")
     for path in run.glob("events.*"):
         path.unlink()

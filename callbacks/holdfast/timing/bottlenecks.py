@@ -33,9 +33,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ..advising.advice import Advice, Priority
 from .actions import STEP
@@ -287,9 +287,18 @@ _REMEDIES = {
 }
 
 
-def advice_on(bottleneck: Bottleneck) -> Advice:
+@runtime_checkable
+class KnowsRemedies(Protocol):
+    """A LightningModule whose own settings a recommendation should name."""
+
+    def remedies(self) -> Mapping[str, str]:
+        """What to try, by label of a bottleneck; what it does not name has a general remedy."""
+
+
+def advice_on(bottleneck: Bottleneck, remedies: Mapping[str, str] | None = None) -> Advice:
     """A recommendation; above a fifth of the time it is of high priority."""
     what, remedy = _REMEDIES[bottleneck.label]
+    remedy = (remedies or {}).get(bottleneck.label, remedy)
     priority: Priority = "high" if bottleneck.share > 0.2 else "medium"
     low, high = bottleneck.speed_up_interval
     source = f"exclusive times of phases over {bottleneck.num_windows} windows"

@@ -59,7 +59,7 @@ def run(tmp_path: Path) -> RunFolder:
     (monitor / "alerts.jsonl").write_text(json.dumps(alert) + "\n")
     figures = [{"time": t, "step": 10 * t, "resource/rss_bytes": 1e6 * t} for t in range(5)]
     (monitor / "resources.jsonl").write_text("\n".join(map(json.dumps, figures)))
-    report = {"shares": {"data": 0.25, "step": 0.75}, "bottlenecks": []}
+    report = {"time": 1.0, "shares": {"data": 0.25, "step": 0.75}, "bottlenecks": [], "recommendations": []}
     (monitor / "performance_report.json").write_text(json.dumps(report))
     return run
 
