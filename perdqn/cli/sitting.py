@@ -89,7 +89,12 @@ def _run_to_the_end(cli: RunCLI, checkpoint: str | None) -> tuple[int, dict[str,
 
 def _evaluate_finally(cli: RunCLI) -> dict[str, float | None]:
     """The final policy on episodes never used to choose anything."""
-    cli.trainer.test(cli.model, verbose=False)
+    try:
+        cli.trainer.test(cli.model, verbose=False)
+    except OSError as error:  # loggers open their files anew, which a full disk refuses
+        warn([f"the final evaluation is not logged: {error}"])
+        cli.trainer.loggers = []
+        cli.trainer.test(cli.model, verbose=False)
     return get_evaluation(cli.trainer.callback_metrics, "test")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import timeit
 from importlib.util import find_spec
@@ -14,8 +15,10 @@ import torch
 import yaml
 from holdfast.storage.durable import write_whole
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from perdqn.__main__ import main
+from perdqn.module import PERDQN
 from perdqn.run.folder import RunFolder
 from perdqn.run.progress import Rate, RunProgress, get_text
 from perdqn.run.summary import format_evaluation, format_seconds, format_table, get_figures
@@ -76,6 +79,26 @@ def test_no_validation_leaves_no_best_and_a_final_evaluation(tmp_path: Path) -> 
 def test_limit_test_batches_of_zero_skips_the_final_evaluation(tmp_path: Path) -> None:
     assert fit(tmp_path, trainer__limit_test_batches=0) == 0
     assert summary_of(tmp_path)["final_evaluation_mean"] is None
+
+
+@pytest.mark.filterwarnings("ignore:step .*TensorBoardLogger")
+def test_final_evaluation_needs_no_room_for_its_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    is_full, get = [], TensorBoardLogger.experiment.fget
+
+    def experiment(logger: TensorBoardLogger) -> Any:
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return get(logger)
+
+    monkeypatch.setattr(TensorBoardLogger, "experiment", property(experiment))
+    monkeypatch.setattr(PERDQN, "on_fit_end", lambda module: is_full.append(True))
+    assert fit(tmp_path) == 0
+    figures = summary_of(tmp_path)
+    assert figures["status"] == "completed"
+    assert figures["final_evaluation_mean"] is not None
+    assert "final evaluation is not logged: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
