@@ -72,6 +72,7 @@ class Health:
     def _measure(self, module: PERDQN) -> tuple[Figures, Probe | None]:
         figures = {
             "progress": _progress(module),
+            "updates": float(module.update_steps),
             **_weights(module, self._initial_norm),
             **_optimizer(module),
         }

@@ -197,6 +197,11 @@ class TuningAdvisor(BoundaryCallback):
         if self._is_measuring:
             self._measure_next_step()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the last figures say. A run that goes on from a save does not know of it."""
+        if trainer.is_global_zero:
+            self._advise(self._check(self._signals))
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         _hand_over(pl_module, None)
 

@@ -18,7 +18,7 @@ _SPELLINGS = {
     "train/q_mean": "q_values q_value q_mean mean_q avg_q average_q_value",
     "train/grad_norm": "grad_norm gradient_norm gradient_norms grad_norms",
     "train/loss": "loss losses q_loss",
-    "train/updates": "updates num_updates gradient_steps",
+    "health/updates": "updates num_updates gradient_steps",
     "rollout/epsilon": "epsilon exploration_rate eps",
     "rollout/return_mean": "rewards reward returns return episode_rewards episode_reward episode_return "
     "mean_reward ep_rew_mean",

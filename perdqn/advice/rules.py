@@ -95,7 +95,11 @@ LEARNING_RATE_HIGH = ValueRule(
 )
 LEARNING_RATE_LOW = ValueRule(
     name="learning_rate_low",
-    when=["newest(health/step_limit) < 0.0001", "newest(health/step_ratio) < 0.0001"],
+    when=[
+        "newest(health/step_limit) < 0.0001",
+        "newest(health/step_ratio) < 0.0001",
+        "newest(health/weight_norm_growth) < 6",
+    ],
     priority="critical",
     confidence=0.9,
     message="A step of the optimiser moves weights by at most {0:.1e} of their size: hardly anything is "
@@ -132,10 +136,21 @@ CLIP_TINY = ValueRule(
     propose="10",
     expected="batches with more to learn from count for more",
 )
+WARMUP_LONG = ValueRule(
+    name="warmup_long",
+    when=["setting(model.learner.warmup_env_steps) / setting(model.total_env_steps) > 0.5"],
+    priority="high",
+    confidence=0.8,
+    message="{0:.0%} of the run are acted without learning.",
+    source="doi:10.1038/nature14236: 0.1 %",
+    setting=_LEARNER + "warmup_env_steps",
+    propose="setting(model.total_env_steps) / 20",
+    expected="more updates of the same steps",
+)
 TARGET_STATIC = ValueRule(
     name="target_static",
     when=[
-        "newest(train/updates) > 1000",
+        "newest(health/updates) > 1000",
         "abs(newest(health/target_norm_growth) - 1) < 0.000001",
         _UNDER_WAY,
     ],
@@ -145,14 +160,15 @@ TARGET_STATIC = ValueRule(
     "is learnt.",
     source="doi:10.1038/nature14236: some 10,000 updates of 12 million",
     setting=_LEARNER + "target_update_period",
-    propose="newest(train/updates) / newest(health/progress) / 20",
+    propose="newest(health/updates) / newest(health/progress) / 20",
     expected="values that look further than a step",
 )
 TARGET_SLOW = ValueRule(
     name="target_slow",
     when=[
-        "newest(train/updates) / newest(health/progress) * setting(model.learner.target_tau)"
+        "newest(health/updates) / newest(health/progress) * setting(model.learner.target_tau)"
         " / setting(model.learner.target_update_period) < 5",
+        "newest(health/updates) > 100",
         _UNDER_WAY,
     ],
     priority="high",
@@ -160,8 +176,9 @@ TARGET_SLOW = ValueRule(
     message="The target network will move {0:.1f} times in this run.",
     source="doi:10.1038/nature14236",
     setting=_LEARNER + "target_update_period",
-    propose="newest(train/updates) / newest(health/progress) / 20",
+    propose="newest(health/updates) / newest(health/progress) / 20",
     expected="values that look further ahead",
+    causes=(WARMUP_LONG,),
 )
 TARGET_FAST = ValueRule(
     name="target_fast",
@@ -237,7 +254,11 @@ REPLAY_SMALL = ValueRule(
 )
 REPLAY_RATIO_LOW = ValueRule(
     name="replay_ratio_low",
-    when=["newest(health/replay_ratio) < 1", _UNDER_WAY],
+    when=[
+        "newest(health/replay_ratio) < 1",
+        "setting(model.learner.batch_size) / setting(model.learner.train_every) < 1",
+        _UNDER_WAY,
+    ],
     priority="high",
     confidence=0.8,
     message="A transition is drawn {0:.2f} times on average.",
@@ -302,7 +323,7 @@ WEIGHT_INIT = ValueRule(
 )
 UNTRAINED = ValueRule(
     name="untrained_parameters",
-    when=["newest(health/untrained_fraction) > 0.2", "newest(train/updates) > 100"],
+    when=["newest(health/untrained_fraction) > 0.2", "newest(health/updates) > 100"],
     priority="critical",
     confidence=0.95,
     message="{0:.0%} of the network's tensors never had a gradient; let them require one.",
@@ -314,7 +335,7 @@ PRIORITIES_FROZEN = ValueRule(
     name="priorities_not_updated",
     when=[
         "newest(health/never_replayed_fraction) > 0.9",
-        "newest(train/updates) * setting(model.learner.batch_size) / newest(replay/size) > 1",
+        "newest(health/updates) * setting(model.learner.batch_size) / newest(replay/size) > 1",
     ],
     priority="critical",
     confidence=0.95,
@@ -325,7 +346,11 @@ PRIORITIES_FROZEN = ValueRule(
 )
 PRIORITIES_UNIFORM = ValueRule(
     name="priorities_uniform",
-    when=["newest(health/priority_entropy) > 0.9995", "setting(model.replay.alpha) > 0.2"],
+    when=[
+        "newest(health/priority_entropy) > 0.9995",
+        "setting(model.replay.alpha) > 0.2",
+        "newest(health/updates) * setting(model.learner.batch_size) / newest(replay/size) > 1",
+    ],
     priority="high",
     confidence=0.8,
     message="Draws are uniform: the entropy of their distribution is {0:.4f} of what it can be.",
@@ -373,17 +398,6 @@ HUBER_TINY = ValueRule(
     setting=_LEARNER + "huber_delta",
     propose="1",
     expected="estimates that end at means, not at medians",
-)
-WARMUP_LONG = ValueRule(
-    name="warmup_long",
-    when=["setting(model.learner.warmup_env_steps) / setting(model.total_env_steps) > 0.5"],
-    priority="high",
-    confidence=0.8,
-    message="{0:.0%} of the run are acted without learning.",
-    source="doi:10.1038/nature14236: 0.1 %",
-    setting=_LEARNER + "warmup_env_steps",
-    propose="setting(model.total_env_steps) / 20",
-    expected="more updates of the same steps",
 )
 WARMUP_SHORT = ValueRule(
     name="warmup_short",
@@ -550,7 +564,7 @@ NEVER_REPLAYED = ValueRule(
     name="never_replayed",
     when=[
         "newest(health/never_replayed_fraction) > 0.5",
-        "newest(train/updates) * setting(model.learner.batch_size) / newest(replay/size) > 2",
+        "newest(health/updates) * setting(model.learner.batch_size) / newest(replay/size) > 2",
     ],
     priority="medium",
     confidence=0.5,

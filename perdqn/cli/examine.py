@@ -67,5 +67,5 @@ def _measure(run: RunFolder) -> Iterator[tuple[int, str, float]]:
             module.memory.load_state_dict(saved[STATE_KEY]["replay"])
         else:
             load_parts("module", module, saved, save.folder)
-        figures = {**health.measure(module), "train/updates": float(module.update_steps)}
+        figures = health.measure(module)
     yield from ((module.env_steps, name, value) for name, value in figures.items())

@@ -215,6 +215,13 @@ def test_advice_is_told_once_and_withdrawn(
     ][: 2 * num_told]
 
 
+def test_what_the_last_validation_showed_is_heard(tmp_path: Path) -> None:
+    late = Threshold("late", ["newest(val_loss) > -1"], "high", "{0}", "us", least=1)
+    given = program(max_epochs=1)
+    run(given, tmp_path, None, lambda *_: [advisor(late)])
+    assert told(tmp_path) == [("advised", "late")]
+
+
 def test_advice_stands_in_the_run_folder_with_all_its_fields(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="")
     watching = advisor(often("up", "learning_rate", "value * 2.0"))

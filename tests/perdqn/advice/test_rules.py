@@ -22,7 +22,7 @@ FIGURES = {
     "rollout/length_mean": 100.0,
     "rollout/return_mean": 100.0,
     "train/grad_norm": 2.0,
-    "train/updates": 12_500.0,
+    "health/updates": 12_500.0,
     "replay/beta": 0.7,
     "replay/size": 49_000.0,
     "health/progress": 0.51,
@@ -194,6 +194,25 @@ def test_single_gradients_far_beyond_the_others_are_clipped():
     assert [(c.setting, c.value, c.proposed) for c in advice.changes] == [
         ("model.learner.max_grad_norm", None, 2.0)
     ]
+
+
+def test_a_run_that_still_warms_up_is_told_that_it_does_and_nothing_that_follows_from_it():
+    young = {
+        "health/updates": 0.0,
+        "health/progress": 0.75,
+        "health/replay_ratio": 0.0,
+        "health/never_replayed_fraction": 1.0,
+        "health/priority_entropy": 1.0,
+        "health/target_norm_growth": 1.0,
+    }
+    long, proper = {"learner.warmup_env_steps": 60_000}, {}
+    assert [each.rule for each in advise(RULES, signals_of(young, long))] == ["warmup_long"]
+    assert advise(RULES, signals_of(young, proper)) == []
+
+
+def test_steps_are_not_small_where_weights_have_become_large():
+    grown = {"health/step_limit": 9e-5, "health/step_ratio": 1e-5, "health/weight_norm_growth": 50.0}
+    assert [advice.rule for advice in advise(RULES, signals_of(grown, {}))] == ["weight_norm_growth"]
 
 
 def test_errors_that_outgrow_values_are_named():
