@@ -83,7 +83,8 @@ def measure(root: Path, options: list[str], given: argparse.Namespace) -> dict[s
         return {**asked, "proof": None}
     budget = [] if given.budget_env_steps is None else [f"--budget-env-steps={given.budget_env_steps}"]
     how = ["--prove", "--from-start", "--control", f"--seeds={given.seeds}", f"--jobs={given.jobs}", *budget]
-    return {**asked, "proof": json.loads(perdqn("advise", str(run), *how, "--json"))}
+    proof = json.loads(perdqn("advise", str(run), *how, "--json"))
+    return {**asked, "proof": {key: value for key, value in proof.items() if key != "folder"}}
 
 
 def perdqn(*words: str) -> str:
