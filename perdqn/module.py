@@ -243,9 +243,8 @@ class PERDQN(LightningModule):
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to act, learn or evaluate; the next boundary ends the run."""
-        if self._evaluation_is_due:
-            return False
-        return self._has_reached_target or (self.experience.is_spent and self.experience.updates_owed <= 0)
+        is_over = self._has_reached_target or (self.experience.is_spent and self.experience.updates_owed <= 0)
+        return is_over and not self._evaluation_is_due
 
     @property
     def _has_reached_target(self) -> bool:
