@@ -10,6 +10,11 @@ from perdqn.advice.rule import ValueRule
 
 _HALFWAY = "newest(health/progress) > 0.5"
 _UNDER_WAY = "newest(health/progress) > 0.2"
+_LEARNS = ("newest(health/updates) > 100", _UNDER_WAY)
+_UPDATES = "(newest(health/updates) / newest(health/progress))"
+_TARGET_MOVES = (
+    f"{_UPDATES} * setting(model.learner.target_tau) / setting(model.learner.target_update_period)"
+)
 _LEARNER, _REPLAY, _EXPLORATION = "model.learner.", "model.replay.", "model.exploration."
 _LR = _LEARNER + "learning_rate"
 
@@ -160,23 +165,31 @@ TARGET_STATIC = ValueRule(
     "is learnt.",
     source="doi:10.1038/nature14236: some 10,000 updates of 12 million",
     setting=_LEARNER + "target_update_period",
-    propose="newest(health/updates) / newest(health/progress) / 20",
+    propose=f"{_UPDATES} / 20",
     expected="values that look further than a step",
 )
 TARGET_SLOW = ValueRule(
     name="target_slow",
-    when=[
-        "newest(health/updates) / newest(health/progress) * setting(model.learner.target_tau)"
-        " / setting(model.learner.target_update_period) < 5",
-        "newest(health/updates) > 100",
-        _UNDER_WAY,
-    ],
+    when=[f"{_TARGET_MOVES} < 5", "setting(model.learner.target_tau) > 0.999", *_LEARNS],
     priority="high",
     confidence=0.8,
     message="The target network will move {0:.1f} times in this run.",
     source="doi:10.1038/nature14236",
     setting=_LEARNER + "target_update_period",
-    propose="newest(health/updates) / newest(health/progress) / 20",
+    propose=f"{_UPDATES} / 20",
+    expected="values that look further ahead",
+    causes=(WARMUP_LONG,),
+)
+TARGET_TAU_LOW = ValueRule(
+    name="target_tau_low",
+    when=[f"{_TARGET_MOVES} < 5", "setting(model.learner.target_tau) < 0.999", *_LEARNS],
+    priority="high",
+    confidence=0.8,
+    message="Step by step the target network will go {0:.1f} times the way to the online one in this run: "
+    "a share of {1:g} at each of its moves.",
+    source="arXiv:1509.02971: tau 0.001 at each of a million updates",
+    setting=_LEARNER + "target_tau",
+    propose=f"20 * setting(model.learner.target_update_period) / {_UPDATES}",
     expected="values that look further ahead",
     causes=(WARMUP_LONG,),
 )
@@ -189,7 +202,7 @@ TARGET_FAST = ValueRule(
     "them.",
     source="arXiv:1509.02971: tau 0.001; doi:10.1038/nature14236",
     setting=_LEARNER + "target_update_period",
-    propose="500",
+    propose="500 * setting(model.learner.target_tau)",
     expected="targets that stand still while they are learnt",
 )
 EPSILON_HIGH = ValueRule(

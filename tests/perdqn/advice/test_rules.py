@@ -90,6 +90,11 @@ CASES = {
     "clip_tiny": ({}, {"learner.max_grad_norm": 1e-5}, 10.0),
     "target_static": ({"health/target_norm_growth": 1.0}, {}, 1230),
     "target_slow": ({}, {"learner.target_update_period": 10_000}, 1230),
+    "target_tau_low": (
+        {},
+        {"learner.target_update_period": 100, "learner.target_tau": 0.005},
+        pytest.approx(20 * 100 / 24_600, rel=1e-2),
+    ),
     "target_fast": ({}, {"learner.target_update_period": 1}, 500),
     "epsilon_high": ({"rollout/epsilon": 1.0}, {"exploration.epsilon_end": 1.0}, 0.05),
     "epsilon_low": ({"rollout/epsilon": 0.0}, {"exploration.epsilon_start": 0.0}, 1.0),
@@ -213,6 +218,14 @@ def test_a_run_that_still_warms_up_is_told_that_it_does_and_nothing_that_follows
 def test_steps_are_not_small_where_weights_have_become_large():
     grown = {"health/step_limit": 9e-5, "health/step_ratio": 1e-5, "health/weight_norm_growth": 50.0}
     assert [advice.rule for advice in advise(RULES, signals_of(grown, {}))] == ["weight_norm_growth"]
+
+
+def test_a_target_that_moves_softly_is_slowed_down_by_how_far_it_moves():
+    signals = signals_of({}, {"learner.target_update_period": 1, "learner.target_tau": 0.2})
+    (advice,) = advise(RULES, signals)
+    assert [(c.setting, c.proposed) for c in advice.changes] == [("model.learner.target_update_period", 100)]
+    usual = {"learner.target_update_period": 1, "learner.target_tau": 0.005}
+    assert advise(RULES, signals_of({}, usual)) == []
 
 
 def test_errors_that_outgrow_values_are_named():
