@@ -152,6 +152,21 @@ WARMUP_LONG = ValueRule(
     propose="setting(model.total_env_steps) / 20",
     expected="more updates of the same steps",
 )
+REPLAY_RATIO_LOW = ValueRule(
+    name="replay_ratio_low",
+    when=[
+        "newest(health/replay_ratio) < 1",
+        "setting(model.learner.batch_size) / setting(model.learner.train_every) < 1",
+        _UNDER_WAY,
+    ],
+    priority="high",
+    confidence=0.8,
+    message="A transition is drawn {0:.2f} times on average.",
+    source="arXiv:2007.06700: 8 in DQN",
+    setting=_LEARNER + "train_every",
+    propose="setting(model.learner.batch_size) / 8",
+    expected="more is learnt of the same steps",
+)
 TARGET_STATIC = ValueRule(
     name="target_static",
     when=[
@@ -178,7 +193,7 @@ TARGET_SLOW = ValueRule(
     setting=_LEARNER + "target_update_period",
     propose=f"{_UPDATES} / 20",
     expected="values that look further ahead",
-    causes=(WARMUP_LONG,),
+    causes=(WARMUP_LONG, REPLAY_RATIO_LOW),
 )
 TARGET_TAU_LOW = ValueRule(
     name="target_tau_low",
@@ -191,7 +206,7 @@ TARGET_TAU_LOW = ValueRule(
     setting=_LEARNER + "target_tau",
     propose=f"20 * setting(model.learner.target_update_period) / {_UPDATES}",
     expected="values that look further ahead",
-    causes=(WARMUP_LONG,),
+    causes=(WARMUP_LONG, REPLAY_RATIO_LOW),
 )
 TARGET_FAST = ValueRule(
     name="target_fast",
@@ -264,21 +279,6 @@ REPLAY_SMALL = ValueRule(
     setting=_REPLAY + "capacity",
     propose="50000",
     expected="batches of many episodes, and no forgetting",
-)
-REPLAY_RATIO_LOW = ValueRule(
-    name="replay_ratio_low",
-    when=[
-        "newest(health/replay_ratio) < 1",
-        "setting(model.learner.batch_size) / setting(model.learner.train_every) < 1",
-        _UNDER_WAY,
-    ],
-    priority="high",
-    confidence=0.8,
-    message="A transition is drawn {0:.2f} times on average.",
-    source="arXiv:2007.06700: 8 in DQN",
-    setting=_LEARNER + "train_every",
-    propose="setting(model.learner.batch_size) / 8",
-    expected="more is learnt of the same steps",
 )
 REPLAY_RATIO_HIGH = ValueRule(
     name="replay_ratio_high",

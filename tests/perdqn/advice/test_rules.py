@@ -228,6 +228,12 @@ def test_a_target_that_moves_softly_is_slowed_down_by_how_far_it_moves():
     assert advise(RULES, signals_of({}, usual)) == []
 
 
+def test_few_updates_are_named_before_the_target_they_leave_behind():
+    few = {"health/updates": 280.0, "health/replay_ratio": 0.3}
+    signals = signals_of(few, {"learner.train_every": 100, "learner.target_update_period": 1_000})
+    assert [advice.rule for advice in advise(RULES, signals)] == ["replay_ratio_low", "target_slow"]
+
+
 def test_errors_that_outgrow_values_are_named():
     signals = Signals(SETTINGS)
     for step, error in enumerate([0.05] * 6 + [0.1] * 6 + [0.4] * 6):
