@@ -67,12 +67,12 @@ def _decide(
     if found := [fault for value in values for fault in check(with_value(config, name, value)).faults]:
         raise ConfigError([f"scaler.bounds['{name}'] {[low, high]}: {found[0]}"])
     work = asdict(replace(config, seed=0, total_env_steps=None, total_episodes=None))
-    question = [name, values, work, dict(trainer), min_gain]
+    question = [values, work, dict(trainer), min_gain]
 
     def measure(value: int) -> float:
         return time_training(with_value(config, name, value), seconds, clock, dict(trainer))
 
-    return remembered(cache_folder(), question, lambda: fastest(values, now, measure, min_gain))
+    return remembered(cache_folder(), name, question, lambda: fastest(values, now, measure, min_gain))
 
 
 def _value(config: Config, name: str) -> int | None:

@@ -109,7 +109,7 @@ HOLDFAST_FILES = {
     "triggers": "reason watch pace growth numerics slurm signals deadline preemption memory disk __init__",
     "exact": "__init__ plain rng loaders aside data_position hidden loop_state evaluation exactness logs"
     " resume",
-    "scaling": "__init__ knob climb cache ordinary micro_batch",
+    "scaling": "__init__ knob climb others cache ordinary micro_batch",
     "timing": "__init__ sketch clock clocked kernel actions profiler windows bottlenecks interventions"
     " layers report",
     "saving": "__init__ environment capture save schedule standing save_costs",

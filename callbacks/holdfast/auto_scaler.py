@@ -180,13 +180,12 @@ class AutoScaler(BoundaryCallback):
         measure = knob.measure
         hyperparameters = dict(getattr(module, "hparams", {}))
         num_parameters = sum(each.numel() for each in module.parameters())
-        question = [name, knob.values, knob.about, type(module).__qualname__, num_parameters, hyperparameters]
+        question = [knob.values, knob.about, type(module).__qualname__, num_parameters, hyperparameters]
         value = knob.get()
         try:
             if self._trainer.is_global_zero:
-                value = remembered(
-                    self.cache_dir, question, lambda: fastest(knob.values, value, measure, self.min_gain)
-                )
+                decide = partial(fastest, knob.values, value, measure, self.min_gain)
+                value = remembered(self.cache_dir, name, question, decide)
         except Exception as error:  # a step that does not work alone
             rank_zero_warn(f"AutoScaler leaves {name} at {value}: it could not be measured: {error}")
         value = self._agreed(value)

@@ -18,12 +18,13 @@ import pytest
 import torch
 from holdfast import AutoScaler, VerifiedCheckpoint
 from holdfast.auto_scaler import THREADS, WORKERS
-from holdfast.scaling import ordinary
+from holdfast.scaling import cache, ordinary
 from holdfast.scaling.cache import remembered
 from holdfast.scaling.climb import HillClimb, fastest
 from holdfast.scaling.knob import Knob
 from holdfast.scaling.micro_batch import MICRO_BATCH, micro_batch_of, saved_bytes
 from holdfast.scaling.ordinary import threads_of, workers_of
+from holdfast.scaling.others import OtherWork
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
@@ -85,14 +86,25 @@ def test_what_was_measured_is_remembered_by_its_question(tmp_path: Path) -> None
         asked.append(1)
         return 7
 
-    assert [remembered(tmp_path, ["a", 1], decide) for _ in range(3)] == [7, 7, 7]
+    assert [remembered(tmp_path, "a", [1], decide) for _ in range(3)] == [7, 7, 7]
     assert len(asked) == 1
-    assert remembered(tmp_path, ["a", 2], decide) == 7
+    assert remembered(tmp_path, "a", [2], decide) == 7
     assert len(asked) == 2
     for path in tmp_path.rglob("*.json"):
         path.write_text("{")  # torn
-    assert remembered(tmp_path, ["a", 1], decide) == 7
+    assert remembered(tmp_path, "a", [1], decide) == 7
     assert len(asked) == 3
+
+
+def test_what_was_decided_beside_other_work_holds_for_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_MOST_OTHER_WORK", 0.1)  # conftest allows any
+    shares = iter([0.4, 0.05])
+    monkeypatch.setattr(OtherWork, "share", lambda _: next(shares))
+    with pytest.warns(UserWarning, match="num_threads was decided while others took 40%"):
+        assert remembered(tmp_path, "num_threads", [1], lambda: 1) == 1
+    assert [remembered(tmp_path, "num_threads", [1], lambda: 2) for _ in range(2)] == [2, 2]
 
 
 class Clock:
