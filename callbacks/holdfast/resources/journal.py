@@ -54,10 +54,14 @@ class Journal:
             self._thin_out()
 
     def _thin_out(self) -> None:
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        older, newer = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+        """Line by line: memory for a whole file, taken once in a thread, is never given back."""
         fresh = self._path.with_suffix(".tmp")
-        fresh.write_bytes(b"".join([*older[::2], *newer]))
+        with self._path.open("rb") as lines, fresh.open("wb") as kept:
+            num_older = self._path.stat().st_size // 2  # bytes
+            for number, line in enumerate(lines):
+                num_older -= len(line)
+                if num_older < 0 or number % 2 == 0:
+                    kept.write(line)
         fresh.replace(self._path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import tracemalloc
 
 from holdfast.resources.journal import Journal, read_lines
 
@@ -31,6 +33,20 @@ def test_the_file_stays_bounded_and_older_lines_are_thinned_out(tmp_path):
     assert numbers[-100:] == [*range(4900, 5000)]
     assert numbers[0] < 4000
     assert not path.with_suffix(".tmp").exists()
+
+
+def test_thinning_out_takes_no_memory_for_the_file(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    journal, _ = make(path, most_bytes=2**20)
+    path.write_text("".join(json.dumps({"n": number, "more": "." * 500}) + "\n" for number in range(2000)))
+    size = path.stat().st_size
+    journal.add({"n": -1})  # sees how the file ends
+    tracemalloc.start()
+    journal.add({"n": 2000, "more": "." * (2**20 - size)})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size < size
+    assert peak < 2**20 / 5
 
 
 def test_a_line_torn_by_a_kill_is_left_out_and_spoils_no_other(tmp_path):
