@@ -20,16 +20,14 @@ from holdfast.exact.rng import get_global_rng, set_global_rng
 from holdfast.scaling.knob import Knob
 from holdfast.storage.parts import PartStore, load_parts, saving_parts
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdqn.acting.environment import describe, to_columns
 from perdqn.acting.vector import Columns
 from perdqn.advice.remedies import REMEDIES
 from perdqn.advice.rules import RULES
 from perdqn.advice.settings import adaptable_settings, settings_of
-from perdqn.backend import COMPILES, GOES_ON, NOT_COMPILED, STARTS, choose_backend, obstacle
 from perdqn.config import (
     ClassSpec,
     ConfigError,
@@ -49,10 +47,12 @@ from perdqn.handover import fill_optimizer, load_model, save_model
 from perdqn.health import Health
 from perdqn.learning.greedy import GreedyPolicy
 from perdqn.learning.networks import build_network
-from perdqn.learning.objective import Figures, Report, eager_report, objective
+from perdqn.learning.objective import Figures
+from perdqn.learning.target_network import follow
 from perdqn.replay.on_device import OnDeviceReplay
 from perdqn.replay.prioritized import PrioritizedReplay
 from perdqn.transition import TransitionBatch, empty_batch
+from perdqn.updates import Updates
 
 # Fetching several batches a step is deliberate; no hook of ours reads a batch index.
 for _message in ("You are using the `dataloader_iter` step", "Found `dataloader_iter` argument"):
@@ -134,6 +134,7 @@ class PERDQN(LightningModule):
             self.target = self._build_network().requires_grad_(False)
         self.target.load_state_dict(self.online.state_dict())
         self._health = Health(self)
+        self._updates = Updates(self)
         self._noise = torch.Generator().manual_seed(seed)
         self._evaluation_noise = torch.Generator().manual_seed(seed)
         self._policy = GreedyPolicy(self.online)
@@ -154,8 +155,6 @@ class PERDQN(LightningModule):
         self.latest: dict[str, float] = {}
         self.initial_optimizer_state: dict[str, Any] | None = None  # of an agent handed over
         self.num_threads: int | None = None  # chosen once, when a run begins
-        self.backend: str | None = None  # likewise: eager or compiled
-        self._compiled: Any = None  # a CompiledStep
         self.update_watch: Any = None  # set by holdfast's ErrorRecovery
         self.metrics_watch: Callable[[dict[str, float]], None] | None = None  # set by its TuningAdvisor
         self._threads_before = torch.get_num_threads()
@@ -229,6 +228,11 @@ class PERDQN(LightningModule):
     def episodes(self) -> int:
         """Finished training episodes."""
         return self.experience.episodes
+
+    @property
+    def backend(self) -> str | None:
+        """How updates are computed, ``eager`` or ``compiled``; chosen once, when a run begins."""
+        return self._updates.backend
 
     @property
     def newest_evaluation_mean(self) -> float | None:
@@ -316,7 +320,7 @@ class PERDQN(LightningModule):
         """A group of updates, cut short where an evaluation is due or nothing can be learnt yet."""
         self.experience.pause_at = self._next_evaluation
         batch, _, _ = next(dataloader_iter)
-        self._open_group()
+        self._updates.open_group()
         try:
             for left in reversed(range(self._group_size())):
                 if batch is None:
@@ -324,7 +328,7 @@ class PERDQN(LightningModule):
                 self._update(self.to_device(batch))
                 batch = self.experience.fetch() if left else None  # Lightning's fetcher would cost more
         finally:
-            self._close_group()
+            self._updates.close_group()
         # Lightning asks right after this step whether to validate.
         starts_evaluation = self._evaluation_is_due and not self.is_evaluation_aborted
         self.trainer.val_check_batch = 1 if starts_evaluation else float("inf")
@@ -349,10 +353,10 @@ class PERDQN(LightningModule):
         self.target.resample(self._noise)
         if self._earlier_policy is not None:
             self._earlier_policy.take_over(self.online)
-        started = self._start_compiled(batch)
+        started = self._updates.start(batch)
         if self._earlier_policy is not None:
             self._act_ahead()
-        report = self._finish_compiled(started) or self._step_eagerly(batch)
+        report = self._updates.finish(started, batch)
         self.memory.update_priorities(batch.id, report.priority)
         self.update_steps += 1
         self._update_target()
@@ -368,67 +372,10 @@ class PERDQN(LightningModule):
         finally:
             self._is_acting_ahead = False
 
-    def _start_compiled(self, batch: TransitionBatch) -> Any:
-        """None where this update must be seen by those who stand around `manual_backward`."""
-        watch = self.update_watch
-        if self._compiled is None or (watch is not None and watch.must_see_next()):
-            return None
-        return self._compiled.start(batch)
-
-    def _finish_compiled(self, started: Any) -> Report | None:
-        report = None if started is None else self._compiled.finish(started)
-        if report is not None and self.update_watch is not None:
-            self.update_watch.note_loss(report.loss)
-        return report
-
-    def _step_eagerly(self, batch: TransitionBatch) -> Report:
-        """Through Lightning, so that precision, hooks and holdfast's ErrorRecovery have their part in it."""
-        self._close_group()
-        if self._compiled is not None and self.update_watch is not None:
-            self.update_watch.mark()
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        learned = objective(self.online, self.target, batch, self.config.learner.double)
-        optimizer.zero_grad()
-        self.manual_backward(learned.loss)
-        max_norm = self.config.learner.max_grad_norm
-        parameters = self._optimizer.param_groups[0]["params"]
-        norm = None if max_norm is None else nn.utils.clip_grad_norm_(parameters, max_norm)
-        optimizer.step()
-        self._open_group()
-        return eager_report(learned, parameters, norm)
-
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return cast(LightningOptimizer, self.optimizers()).optimizer
-
-    def _open_group(self) -> None:
-        if self._compiled is not None:
-            self._compiled.begin()
-
-    def _close_group(self) -> None:
-        """Lightning counts optimiser steps, so it is told of those it did not see."""
-        if self._compiled is None:
-            return
-        num_steps = self._compiled.end()
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        for tracker in (progress.total, progress.current):
-            tracker.ready += num_steps
-            tracker.completed += num_steps
-
-    @torch.no_grad()
     def _update_target(self) -> None:
         learner = self.config.learner
-        if self.update_steps % learner.target_update_period:
-            return
-        targets, onlines = _tensors(self.target), _tensors(self.online)
-        if learner.target_tau == 1.0:
-            torch._foreach_copy_(targets, onlines)
-            return
-        for target, online in zip(targets, onlines, strict=True):
-            if target.is_floating_point():
-                target.lerp_(online, learner.target_tau)
-            else:
-                target.copy_(online)
+        if self.update_steps % learner.target_update_period == 0:
+            follow(self.target, self.online, learner.target_tau)
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -499,7 +446,7 @@ class PERDQN(LightningModule):
         if self._global_rng is not None:
             set_global_rng(self._global_rng)
             self._global_rng = None
-        for group in self._optimizer.param_groups:
+        for group in self._updates.optimizer.param_groups:
             for name, (before, now) in self._changed_in_optimizer.items():
                 # not quite what was saved where a recovery has lowered it: that holds on
                 group[name] = now if group[name] == before else group[name] * now / before
@@ -509,39 +456,11 @@ class PERDQN(LightningModule):
         # Bytes are less to move to a GPU; of other floats than these, scaling has other last bits.
         is_plain = next(self.online.parameters()).dtype == torch.float32
         self.experience.scales_images = self.device.type == "cpu" and is_plain
-        self._choose_backend()
+        self._updates.choose_backend(self._empty_batch().to(self.device))
         ahead = self.config.learner.act_ahead
         self._earlier_policy = GreedyPolicy(copy.deepcopy(self.online)) if ahead else None
         self._logged_at = (time.monotonic(), self.env_steps)
         self.trainer.val_check_batch = float("inf")
-
-    def _choose_backend(self) -> None:
-        wanted, before = self.config.learner.backend, self.backend
-        self.backend = choose_backend(self.config, before)
-        self._compiled = None
-        if self.backend == "eager":
-            return
-        from perdqn.learning.compiled import CompiledStep, NotCompilable  # brings in torch's compiler
-
-        try:
-            if (why := obstacle(self.trainer)) is not None:
-                raise NotCompilable(why)
-            self._compiled = CompiledStep(
-                self.online,
-                self.target,
-                self._optimizer,
-                self._empty_batch().to(self.device),
-                self.config.learner.double,
-                self.config.learner.max_grad_norm,
-                self.trainer.precision_plugin.forward_context,
-                self.config.learner.act_ahead,
-                lambda: self.print(COMPILES),
-            )
-        except NotCompilable as error:
-            if wanted == "compiled" and before is None:
-                raise ConfigError([NOT_COMPILED.format(why=error)]) from error
-            self.backend = "eager"
-            warnings.warn((GOES_ON if before else STARTS).format(why=error), UserWarning, stacklevel=2)
 
     def _empty_batch(self) -> TransitionBatch:
         return empty_batch(self.spec, self.config.learner.batch_size, self.experience.scales_images)
@@ -640,7 +559,7 @@ class PERDQN(LightningModule):
             "rollout/epsilon": self.experience.epsilon(self.env_steps),
             "rollout/episodes": float(self.episodes),
             **{f"train/{name}": value for name, value in figures._asdict().items()},
-            "train/learning_rate": self._optimizer.param_groups[0]["lr"],
+            "train/learning_rate": self._updates.optimizer.param_groups[0]["lr"],
             "train/updates": float(self.update_steps),
             "replay/beta": self.experience.beta(self.env_steps),
             "replay/size": float(len(self.memory)),
@@ -714,7 +633,7 @@ class PERDQN(LightningModule):
             has_other_seed = seed != self.config.seed
             self.experience.restore(state["experience"], seed if has_other_seed else None)
             self.num_threads = self.config.learner.num_threads or state["num_threads"]
-            self.backend = state.get("backend", "eager")
+            self._updates.backend = state.get("backend", "eager")
             if has_other_seed:
                 self.memory.reseed(self._sampler_seed)
                 self._keep_global_rng(checkpoint)
@@ -780,22 +699,14 @@ class PERDQN(LightningModule):
 
     def timed_methods(self) -> list[tuple[Any, str, str]]:
         """Where a step's own time goes; part of holdfast's `TellsItsPhases`."""
-        whole = "forward/forward, backward, optimiser as one graph"
-        compiled = [
-            (self._compiled, "start", whole),
-            (self._compiled, "finish", "forward/waiting for the graph"),
-        ]
         return [
-            *(compiled if self.backend == "compiled" else ()),
             (self, "training_step", "loop/groups of updates"),
             *self.experience.timed_methods(),
             (self.memory, "update_priorities", "replay/priority update"),
             (self, "to_device", "transfer/transfer"),
             (self, "_update", "forward/one update's own"),
             (self, "_act_ahead", "acting/acting ahead"),
-            (self, "_step_eagerly", "forward/forward"),
-            (self, "manual_backward", "backward/backward"),
-            (self.trainer.strategy, "optimizer_step", "optimiser/optimiser"),
+            *self._updates.timed_methods(),
             (self, "_update_target", "optimiser/target network"),
             (self, "_log", "logging/logging"),
         ]
@@ -819,7 +730,3 @@ class PERDQN(LightningModule):
     ) -> dict[str, Any]:
         """Take over an agent from such a file, and return its metadata; see `perdqn.handover.load_model`."""
         return load_model(self, path, strict, device_override)
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]

@@ -49,8 +49,9 @@ PERDQN_PARTS = {
     "fingerprint": "schedules",
     "proving": "config run",
     "handover": "acting archive transition",
-    "module": "acting advice backend config diagnostics evaluation experience handover health learning"
-    " replay transition",
+    "updates": "backend config learning transition",
+    "module": "acting advice config diagnostics evaluation experience handover health learning replay"
+    " transition updates",
     "calibration": "backend config evaluation module",
     "preflight": "calibration config learning",
     "fitting": "calibration config learning",
@@ -93,7 +94,7 @@ PERDQN_FILES = {
     "cli": "command_line parsers quiet checkpoints sitting fit resume verify fingerprint examine prove"
     " advise report reading __init__",
     "config": "wording settings values trainer coercion rules summary checks __init__",
-    "learning": "__init__ td heads networks greedy objective unlocked inductor compiled",
+    "learning": "__init__ td heads networks target_network greedy objective unlocked inductor compiled",
     "replay": "__init__ memory sum_tree tensor_tree journal memcpy lz4_block buffers frames"
     " compressed_frames rows passes prioritized on_device stored",
     "proving": "__init__ effect arms figures processes until words proof",

@@ -257,7 +257,7 @@ def test_a_failure_while_acting_ahead_waits_for_the_update() -> None:
     act_ahead, module._act_ahead = module._act_ahead, fail
     with pytest.raises(OSError, match="simulator"):
         trainer().fit(module)
-    assert module._compiled._pending is None
+    assert module._updates._compiled._pending is None
     steps = {float(state["step"]) for state in module.optimizers().state.values()}
     assert steps == {21.0}
 
