@@ -8,7 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +112,17 @@ def damage(path: Path) -> None:
             at = largest.header_offset + 30 + name + extra + largest.compress_size // 2
     content[at] ^= 1
     path.write_bytes(content)
+
+
+@contextmanager
+def written_by_another(run: Path) -> Iterator[int]:
+    """Another process holds the run's checkpoints meanwhile; its number."""
+    script = "import sys\nfrom holdfast.storage.lock import FolderLock\n"
+    script += "FolderLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, run / "checkpoints"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder.pid
+        holder.stdin.close()

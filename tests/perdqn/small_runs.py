@@ -5,9 +5,11 @@ Knows nothing about what is tested with them.
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -73,6 +75,17 @@ def fingerprint(module: PERDQN) -> dict[str, Any]:
         "episodes": module.recent_episodes.window_state(),
         "evaluation": (module.newest_evaluation_mean, module.best_evaluation_mean),
     }
+
+
+def snapshot(module: PERDQN) -> tuple[Any, ...]:
+    """What looking at a module must not change: weights, replay, the process's random streams, modes."""
+    memory = module.memory.state_dict()
+    return (
+        {name: value.tolist() for name, value in module.state_dict().items()},
+        (str(memory["rng"]), memory["counters"], memory["cache"]),
+        (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
+        [part.training for part in module.modules()],
+    )
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:

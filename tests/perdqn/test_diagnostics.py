@@ -1,11 +1,11 @@
 """The numbers of a run: phases by their criterion, statistics against numbers known beforehand."""
 
 import json
-import random
 
 import numpy as np
 import pytest
 import torch
+from small_runs import snapshot
 from torch import nn
 
 from perdqn.diagnostics import Evaluation, learning_phase, training_diagnostics
@@ -144,20 +144,9 @@ def test_diagnostics_change_nothing(module):
     fill_memory(module, 60)
     module.memory.sample(8)
 
-    def snapshot():
-        memory = module.memory.state_dict()
-        return (
-            {name: value.clone() for name, value in module.state_dict().items()},
-            (str(memory["rng"]), memory["counters"], memory["cache"]),
-            (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
-            [part.training for part in module.modules()],
-        )
-
-    before = snapshot()
+    before = snapshot(module)
     first, second = training_diagnostics(module), training_diagnostics(module)
-    after = snapshot()
-    assert before[1:] == after[1:]
-    assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+    assert before == snapshot(module)
     assert first["q_values"] == second["q_values"]
 
 

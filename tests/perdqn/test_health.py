@@ -1,13 +1,12 @@
 """Figures of value-based learning, against numbers worked out by hand; when they are looked at."""
 
 import math
-import random
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from small_runs import SaveAt, fitted, small, trainer
+from small_runs import SaveAt, fitted, small, snapshot, trainer
 from torch import nn
 
 from perdqn import formulas, health
@@ -259,19 +258,10 @@ def test_a_look_changes_nothing_and_gives_the_same_figures_again():
         add(module, step, terminated=step % 7 == 0)
     module.memory.sample(8)
 
-    def snapshot():
-        memory = module.memory.state_dict()
-        return (
-            {name: value.tolist() for name, value in module.state_dict().items()},
-            (str(memory["rng"]), memory["counters"], memory["cache"]),
-            (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
-            [part.training for part in module.modules()],
-        )
-
-    before = snapshot()
+    before = snapshot(module)
     first = measure(module)
     assert first == measure(module)
-    assert before == snapshot()
+    assert before == snapshot(module)
 
 
 def test_figures_of_a_large_replay_are_of_rows_spread_over_all_of_it():

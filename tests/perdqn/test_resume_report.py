@@ -19,7 +19,7 @@ from perdqn.__main__ import main
 from perdqn.fingerprint import differing, fingerprint
 from perdqn.run.report import count_rows
 
-from .saved_runs import add_generation, copy_run, damage, keeping, make_run
+from .saved_runs import add_generation, copy_run, damage, keeping, make_run, written_by_another
 
 
 @pytest.fixture(scope="module")
@@ -268,21 +268,9 @@ def test_damaged_generation_is_no_start_for_a_new_run(run: Path, capsys: pytest.
 def test_run_that_another_process_writes_is_refused_with_its_name(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = "import sys\nfrom holdfast.storage.lock import FolderLock\n"
-    script += "FolderLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, run / "checkpoints"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with holder:
-        assert holder.stdout is not None
-        assert holder.stdin is not None
-        assert holder.stdout.readline() == "held\n"
+    with written_by_another(run) as process:
         said = resume(capsys, run, code=2)
-        holder.stdin.close()
-    assert f"is being written by process {holder.pid}" in said
+    assert f"is being written by process {process}" in said
 
 
 def test_finished_run_may_go_on_from_before_its_end(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

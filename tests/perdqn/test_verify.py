@@ -15,7 +15,7 @@ from holdfast.storage.parts import PartStore
 
 from perdqn.__main__ import main
 
-from .saved_runs import damage
+from .saved_runs import damage, written_by_another
 
 
 @pytest.fixture
@@ -167,20 +167,10 @@ def test_repair_leaves_a_run_alone_that_another_process_writes(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(run / "checkpoints" / "newer.ckpt")
-    script = "import sys\nfrom holdfast.storage.lock import FolderLock\n"
-    script += "FolderLock(sys.argv[1]).acquire(); print('held', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, run / "checkpoints"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with holder:
-        assert holder.stdout.readline() == "held\n"
+    with written_by_another(run) as process:
         code, said = verify(capsys, run, "--repair")
-        holder.stdin.close()
     assert code == 2
-    assert f"process {holder.pid}" in said
+    assert f"process {process}" in said
     assert (run / "checkpoints" / "newer.ckpt").exists()
 
 
